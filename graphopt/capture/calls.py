@@ -1,0 +1,95 @@
+"""A call of a module taken apart: tensors that vary, numbers that become tensors, and everything else, which is bound.
+
+Two calls with the same `signature` can share one captured Program.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
+
+from graphopt.errors import CaptureError
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call's arguments, flat.
+
+    Attributes
+    ----------
+    leaves : all leaves of the bound arguments in order; numbers named by `as_tensors` are 0-d tensors.
+    spec : how the leaves nest.
+    signature : hashable; equal for calls that one Program can serve: nesting, shapes, dtypes, devices and strides of
+        tensors, and the values of everything else.
+    """
+
+    leaves: tuple[Any, ...]
+    spec: TreeSpec
+    signature: Hashable
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
+
+
+class CallTaker:
+    """Takes calls of one function apart, by parameter name, so that positional and keyword calls are alike.
+
+    Parameters
+    ----------
+    forward : the function that is called.
+    as_tensors : names of parameters whose Python numbers vary from step to step (time, guidance). They become 0-d
+        tensors by the rule of diffusers' `get_time_embed`: float → float64, int → int64.
+    """
+
+    def __init__(self, forward: Callable[..., Any], as_tensors: frozenset[str] = frozenset()) -> None:
+        self._signature = inspect.signature(forward)
+        self._as_tensors = as_tensors
+        self._variadic = {
+            name: parameter.kind
+            for name, parameter in self._signature.parameters.items()
+            if parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        }
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(self._signature.parameters)
+
+    def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """The call taken apart. Raises CaptureError for arguments that cannot be compared between calls."""
+        arguments = self._signature.bind(*args, **kwargs).arguments
+        for name in self._as_tensors:
+            value = arguments.get(name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                arguments[name] = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
+        leaves, spec = tree_flatten(dict(arguments))
+        parts: list[Hashable] = []
+        for leaf in leaves:
+            if isinstance(leaf, torch.Tensor):
+                if type(leaf) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+                    raise CaptureError(f"an argument is a {type(leaf).__name__}, which graphopt does not trace")
+                parts.append((leaf.shape, leaf.dtype, leaf.device, leaf.stride()))
+            else:
+                parts.append((type(leaf), leaf))
+        signature = (str(spec), tuple(parts))
+        try:
+            hash(signature)
+        except TypeError as error:
+            raise CaptureError(f"an argument cannot be compared between calls: {error}") from error
+        return Call(tuple(leaves), spec, signature)
+
+    def paths(self, call: Call) -> list[str]:
+        """The key path of every leaf, such as ``added_cond_kwargs.resolution``."""
+        tree = tree_unflatten(list(range(len(call.leaves))), call.spec)
+        keyed, _ = tree_flatten_with_path(tree)
+        return [keystr(path).replace("']['", ".").replace("][", ".").strip("[]'").replace("'", "") for path, _ in keyed]
+
+    def rebuild(self, leaves: list[Any], spec: TreeSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Leaves back into ``args, kwargs`` of the function."""
+        bound = inspect.BoundArguments(self._signature, tree_unflatten(leaves, spec))  # type: ignore[arg-type]
+        return bound.args, bound.kwargs

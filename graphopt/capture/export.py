@@ -1,0 +1,152 @@
+"""From a module and one call of it to a Program, by ``torch.export`` and functionalisation."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export.graph_signature import InputKind, OutputKind
+
+from graphopt.capture.calls import Call, CallTaker
+from graphopt.errors import CaptureError
+from graphopt.ir.effects import METADATA_CHECKS
+from graphopt.ir.program import Input, Program, Role
+
+
+class _Bound(torch.nn.Module):
+    """The module with everything but its tensor arguments fixed; takes the tensors in order."""
+
+    def __init__(self, module: torch.nn.Module, taker: CallTaker, call: Call) -> None:
+        super().__init__()
+        self.module, self._taker, self._call = module, taker, call
+        self.training = module.training
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._call.leaves]
+        args, kwargs = self._taker.rebuild(leaves, self._call.spec)
+        return self.module.forward(*args, **kwargs)
+
+
+def capture(
+    module: torch.nn.Module, taker: CallTaker, call: Call, roles: Mapping[str, Role], name: str = ""
+) -> Program:
+    """The Program of one call.
+
+    Parameters
+    ----------
+    roles : role of every tensor argument by key path (see `graphopt.capture.roles`).
+    name : name of the Program; the class of the module when empty.
+
+    Raises
+    ------
+    CaptureError : the module cannot be exported, or it changes its own buffers or its arguments.
+    """
+    name = name or type(module).__name__
+    with _quiet():
+        try:
+            exported = torch.export.export(_Bound(module, taker, call), tuple(call.tensors), strict=False)
+            exported = exported.run_decompositions({})
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0][:300]
+            raise CaptureError(
+                f"{type(module).__name__} could not be exported: {type(error).__name__}: {reason}",
+                where=name,
+                hint="the model goes on running as it is; torch.export.export(module, args, strict=False) shows more",
+            ) from error
+    paths = [path for path, leaf in zip(taker.paths(call), call.leaves, strict=True) if isinstance(leaf, torch.Tensor)]
+    return program_of(exported, roles, paths, name=name, prefix="module.")
+
+
+def program_of(
+    exported: torch.export.ExportedProgram, roles: Mapping[str, Role], paths: list[str], *, name: str, prefix: str = ""
+) -> Program:
+    """An exported, functionalised program as a Program; `prefix` is stripped from the names of weights and modules."""
+    signature = exported.graph_signature
+    changed = [spec for spec in signature.output_specs if spec.kind != OutputKind.USER_OUTPUT]
+    if changed:
+        raise CaptureError(
+            f"{name} changes {changed[0].target or 'its arguments'} while it runs",
+            where=f"{changed[0].kind.name.lower()} in the exported graph",
+            hint="a model in training mode updates its statistics: call model.eval() before compiling",
+        )
+    graph, inputs, constants, user_paths = exported.graph, [], {}, iter(paths)
+    for node, spec in zip(graph.find_nodes(op="placeholder"), signature.input_specs, strict=True):
+        if spec.kind == InputKind.USER_INPUT:
+            path = next(user_paths)
+            inputs.append(Input(node.name, roles[path], path))
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            inputs.append(Input(node.name, "weight", str(spec.target).removeprefix(prefix)))
+        elif spec.kind == InputKind.CONSTANT_TENSOR:
+            constants[node.name] = exported.constants[str(spec.target)]
+            inputs.append(Input(node.name, "weight", ""))
+        else:
+            raise CaptureError(f"{name} takes an input of kind {spec.kind.name}, which graphopt does not know",
+                               where=node.name)  # fmt: skip
+    assert exported.call_spec.out_spec is not None
+    program = Program(graph, tuple(inputs), constants, exported.call_spec.out_spec, name, exported.graph_module)
+    program = _named_by_path(program.copy())
+    _annotate(program, prefix)
+    return program
+
+
+def _named_by_path(program: Program) -> Program:
+    """Placeholders named after the arguments and weights they stand for, so that dumps read like the model."""
+    renamed = []
+    for node, entry in zip(program.placeholders, program.inputs, strict=True):
+        if entry.path:
+            node._rename(re.sub(r"\W", "_", f"p_{entry.path}" if entry.role == "weight" else entry.path))
+        if entry.name in program.constants:
+            program.constants[node.name] = program.constants.pop(entry.name)
+        renamed.append(Input(node.name, entry.role, entry.path))
+    program.inputs = tuple(renamed)
+    return program
+
+
+def _annotate(program: Program, prefix: str) -> None:
+    """Keep shapes and provenance, drop the rest, and drop checks that the guards of a call repeat."""
+    for node in program.nodes:
+        if node.op == "call_function" and node.target in METADATA_CHECKS and not node.users:
+            program.graph.erase_node(node)
+            continue
+        value = node.meta.get("val")
+        meta: dict[str, Any] = {"val": value.detach() if isinstance(value, torch.Tensor) else value}
+        if node.op == "call_function":
+            meta["source"] = source_line(node)
+            meta["module"] = _module_path(node, prefix)
+        node.meta = meta
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def source_line(node: fx.Node) -> str:
+    """The user's line a node came from, with the path shortened to the package: ``diffusers/models/resnet.py:341``."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    if not frames:
+        return ""
+    path, line = frames[-1]
+    parts = path.replace("\\", "/").split("/")
+    for anchor in ("site-packages", "dist-packages"):
+        if anchor in parts:
+            return "/".join(parts[parts.index(anchor) + 1 :]) + f":{line}"
+    return f"{parts[-1]}:{line}"
+
+
+def _module_path(node: fx.Node, prefix: str) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = stack[-1][0] if stack else ""
+    return str(path).removeprefix(prefix) if path != prefix.rstrip(".") else ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exports warn about things a user of graphopt can do nothing about."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,158 @@
+"""Is a rewritten Program still a Program, with the same boundary, and does it know its own shapes?
+
+Structure is checked after every pass; numbers through `compare`, the one oracle for values (used by
+``graphopt.testing.check_pass``, by tests, and on demand during compilation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_map_only
+
+from graphopt.errors import VerificationError
+from graphopt.ir.program import Program, infer
+from graphopt.ir.stages import check_placements
+
+
+def verify(before: Program, after: Program) -> None:
+    """Raise VerificationError unless `after` is well formed and has the boundary of `before`.
+
+    Checked: graph lint; the same inputs in the same order with the same roles (constants may be added); the same number
+    of results with the same shapes, dtypes and strides; for every node made or changed by the last pass, that the
+    recorded shape and dtype are what the operation really gives; placements that respect dependence.
+    """
+    try:
+        after.graph.lint()
+    except Exception as error:
+        raise VerificationError(f"the graph is not well formed: {error}", where=f"after pass '{after.rule}'") from error
+    if before.inputs != after.inputs or [n.name for n in after.placeholders] != [i.name for i in after.inputs]:
+        raise VerificationError("inputs or their roles changed", where=f"after pass '{after.rule}'",
+                                hint="a pass may not add, remove, rename or reorder placeholders")  # fmt: skip
+    if len(before.results) != len(after.results):
+        raise VerificationError("the number of results changed", where=f"after pass '{after.rule}'")
+    for old, new in zip(before.results, after.results, strict=True):
+        if _signature(old) != _signature(new):
+            raise VerificationError(
+                f"a result changed from {_signature(old)} to {_signature(new)}", where=f"after pass '{after.rule}'"
+            )
+    for node in after.calls():
+        _check_value(node, after.rule)
+    check_placements(after)
+
+
+def _signature(node: fx.Node | None) -> Any:
+    value = None if node is None else node.meta.get("val")
+    return (tuple(value.shape), value.dtype, tuple(value.stride())) if isinstance(value, torch.Tensor) else type(value)
+
+
+def _check_value(node: fx.Node, rule: str) -> None:
+    """Recorded metadata must be what the operator's own shape rule gives (for nodes of the pass just run)."""
+    if "val" not in node.meta:
+        raise VerificationError("node has no recorded value", where=f"{node.name}, after pass '{rule}'",
+                                hint="create nodes with Program.call, which infers it")  # fmt: skip
+    if rule not in node.meta.get("rules", ()) or node.meta.get("opaque"):
+        return
+    actual, recorded = infer(node), node.meta["val"]
+    if isinstance(actual, torch.Tensor) and (
+        tuple(actual.shape) != tuple(recorded.shape)
+        or actual.dtype != recorded.dtype
+        or actual.stride() != recorded.stride()
+    ):
+        raise VerificationError(
+            f"recorded {tuple(recorded.shape)} {recorded.dtype} {recorded.stride()} "
+            f"but the operation gives {tuple(actual.shape)} {actual.dtype} {actual.stride()}",
+            where=f"{node.name}, after pass '{rule}'",
+        )
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def example_inputs(program: Program, seed: int = 0) -> list[Any]:
+    """Seeded values for all inputs: normal for floats (weights scaled by fan-in), small integers, random booleans."""
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for node, entry in zip(program.placeholders, program.inputs, strict=True):
+        if entry.name in program.constants:
+            values.append(program.constants[entry.name])
+        else:
+            values.append(_example(node.meta["val"], entry.role == "weight", generator))
+    return values
+
+
+def _example(value: Any, weight: bool, generator: torch.Generator) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return int(value) if not isinstance(value, bool | float) else value
+    size = [int(n) for n in value.shape]
+    if value.dtype.is_floating_point or value.dtype.is_complex:
+        drawn = torch.randn(size, generator=generator, dtype=torch.float64)
+        fan_in = max(1, drawn[0].numel()) if weight and drawn.ndim > 1 else 1
+        return torch.empty_strided(size, value.stride(), dtype=value.dtype).copy_(drawn / fan_in**0.5)
+    if value.dtype == torch.bool:
+        return torch.rand(size, generator=generator) < 0.5
+    return torch.randint(0, 8, size, generator=generator).to(value.dtype)
+
+
+def evaluate(program: Program, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
+    """Run a Program node by node on the reference operators; in float64 throughout with `double`."""
+    if double:
+        inputs = tree_map_only(torch.Tensor, _double, list(inputs))
+        program = _in_double(program)
+    with torch.no_grad():
+        return list(fx.Interpreter(program.module(), garbage_collect_values=True).run(*inputs))
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.dtype.is_floating_point else tensor
+
+
+def _in_double(program: Program) -> Program:
+    program = program.copy()
+    for node in program.calls():
+        node.args, node.kwargs = tree_map_only(
+            torch.dtype, lambda kind: torch.float64 if kind.is_floating_point else kind, (node.args, node.kwargs)
+        )
+    return program
+
+
+def compare(
+    before: Sequence[Any],
+    after: Sequence[Any],
+    accuracy: str,
+    exact: Sequence[Any] | None = None,
+    *,
+    slack: float = 4.0,
+) -> str | None:
+    """The one numeric oracle: None when `after` is as accurate as declared, else what is wrong.
+
+    ``bitwise``: equal in every bit (NaN equals NaN). ``rounding``: against `exact` (the original in float64), the
+    largest error is at most `slack` times the largest error of `before`, or 32 units in the last place of the largest
+    value, whichever is more.
+    """
+    for position, (old, new) in enumerate(zip(before, after, strict=True)):
+        if not isinstance(old, torch.Tensor):
+            if old != new:
+                return f"result {position}: {new!r} instead of {old!r}"
+            continue
+        if old.dtype != new.dtype or old.shape != new.shape:
+            return f"result {position}: {new.dtype} {tuple(new.shape)} instead of {old.dtype} {tuple(old.shape)}"
+        if torch.equal(old, new) or bool(((old == new) | (old.isnan() & new.isnan())).all()):
+            continue
+        if accuracy == "bitwise" or exact is None or not old.dtype.is_floating_point:
+            off = (old.double() - new.double()).abs().max().item()
+            return f"result {position} differs by up to {off:.3g} where every bit must agree"
+        truth = exact[position].double()
+        finite = truth.isfinite() & old.isfinite()
+        if not bool(new[finite].isfinite().all()):
+            return f"result {position} is not finite where the original is"
+        if not bool(finite.any()):
+            continue
+        was, now = ((value.double() - truth)[finite].abs().max().item() for value in (old, new))
+        floor = 32 * torch.finfo(old.dtype).eps * truth[finite].abs().max().item()
+        if now > max(slack * was, floor):
+            return f"result {position}: error {now:.3g} against float64, the original's is {was:.3g}"
+    return None
