@@ -13,7 +13,8 @@ from tests.structure import checks
 def test_repository() -> None:
     if not (checks.ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    assert [line for file in check_links.tracked(checks.ROOT) for line in check_links.broken(file, checks.ROOT)] == []
+    found = [line for file in check_links.tracked(checks.ROOT) for line in check_links.broken(file, checks.ROOT)]
+    assert not found, "\n".join(found)
 
 
 OTHER = "# One\n\n## Two words, `code`\n\n## One\n\n<a id='x'></a><a id=\"here\"></a>\n```\n# not a heading\n```\n"

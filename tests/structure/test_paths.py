@@ -12,7 +12,8 @@ from tests.structure import checks
 def test_tracked_files() -> None:
     if not (checks.ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    assert checks.check_machine_paths(checks.tracked_files(checks.ROOT)) == []
+    found = checks.check_machine_paths(checks.tracked_files(checks.ROOT))
+    assert not found, "\n".join(found)
 
 
 # Written in two halves, so that this file passes its own test.
