@@ -84,6 +84,15 @@ def example_inputs(program: Program, seed: int = 0) -> list[Any]:
     return values
 
 
+def example_value(node: fx.Node) -> Any:
+    """A value of the shape, dtype, device and strides that a node records; zeros, or the number itself."""
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor):
+        return value
+    sizes, strides = [int(n) for n in value.shape], [int(n) for n in value.stride()]
+    return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device).zero_()
+
+
 def _example(value: Any, weight: bool, generator: torch.Generator) -> Any:
     if not isinstance(value, torch.Tensor):
         return int(value) if not isinstance(value, bool | float) else value

@@ -1,0 +1,221 @@
+"""``graphopt.compile``: capture → passes → stages → build → install, on one screen."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from graphopt import pipelines
+from graphopt.capture.calls import Call, CallTaker
+from graphopt.capture.export import capture
+from graphopt.capture.roles import NUMBERS_AS_TENSORS, explicit, observe, roles_by_name
+from graphopt.debug.statistics import Statistics
+from graphopt.errors import TargetError, UsageError, nearest
+from graphopt.ir.program import Role
+from graphopt.ir.rewrite import Observer, Observers, Pass, check_order, run_pipeline
+from graphopt.ir.stages import Part, split
+from graphopt.ir.verify import example_value
+from graphopt.runtime.installed import Built, Installed
+from graphopt.runtime.report import Report, report_of
+from graphopt.targets import TARGETS, Kernel, Target
+
+T = TypeVar("T")
+# Components of a diffusers pipeline that are called once or more per step, in the order of the report.
+_DENOISERS = ("unet", "unet_2", "transformer", "transformer_2", "transformer_3", "controlnet", "prior", "decoder")
+_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
+
+
+def compile(
+    x: T, *, inputs: Any = None, roles: Mapping[str, str] | None = None, target: str | Target = "auto",
+    pipeline: Sequence[Pass] | str | None = None, strict: bool = False, max_bytes: int = 1 << 30,
+    observers: Sequence[Observer] = (),
+) -> T:  # fmt: skip
+    """Compile a diffusion model in place; use it exactly as before.
+
+    Parameters
+    ----------
+    x : a diffusers pipeline (its denoisers, ControlNets, VAE decoder and text encoders are compiled), an
+        ``nn.Module``, or a ``torch.export.ExportedProgram`` (its module is compiled and returned).
+    inputs : example calls, to compile now instead of at the first call. For a pipeline: a dict of call arguments. For
+        a module: a tuple or dict of arguments; or recorded requests (a list of at least two lists of at least three
+        such calls each) from which the roles of an unknown module's arguments are observed.
+    roles : role by argument name (``condition``, ``time`` or ``state``), over what is known or observed.
+    target : ``auto`` (the eager target, kept only where measured faster than the module itself on the first call),
+        ``eager``, ``inductor``, or a `Target`.
+    pipeline : passes in order, or the name of a pipeline; what suits the target when left out.
+    strict : raise what goes wrong (capture, passes, builds) instead of warning and running the module itself.
+    max_bytes : most bytes that kept results of one stage of one module may take.
+    observers : see every pass, rewrite and refusal.
+
+    Returns
+    -------
+    The same object. Undo with `graphopt.restore`; see what was done with `graphopt.report`.
+
+    Raises
+    ------
+    UsageError : `x` is nothing graphopt can compile, or an argument is not understood.
+    RoleError : a role or an argument named in `roles` does not exist (at the first call when `inputs` is left out).
+    """
+    chosen, race = _target(target)
+    passes = _pipeline(pipeline, chosen)
+    for name, module in _modules(x):
+        takers = [CallTaker(module.forward, NUMBERS_AS_TENSORS), CallTaker(module.forward)]
+        known = _observed(inputs, takers[0]) if not _is_pipeline(x) else None
+        builder = _Builder(module, name, known, roles or {}, passes, chosen, strict, observers)
+        restore(module)
+        module._compiled_call_impl = Installed(
+            module, name, builder, takers, max_bytes=max_bytes, race=race, strict=strict
+        )
+    _warm_up(x, inputs)
+    return x.module() if isinstance(x, torch.export.ExportedProgram) else x  # type: ignore[return-value]
+
+
+class _Builder:
+    """From one captured call to a `Built`; what `Installed` calls when no variant serves."""
+
+    def __init__(
+        self, module: torch.nn.Module, name: str, observed: Mapping[str, Role] | None, roles: Mapping[str, str],
+        passes: Sequence[Pass], target: Target, strict: bool, observers: Sequence[Observer],
+    ) -> None:  # fmt: skip
+        self.module, self.name, self.observed, self.roles = module, name, observed, roles
+        self.passes, self.target, self.strict, self.observers = passes, target, strict, observers
+
+    def __call__(self, call: Call, taker: CallTaker) -> Built:
+        paths = [p for p, leaf in zip(taker.paths(call), call.leaves, strict=True) if isinstance(leaf, torch.Tensor)]
+        roles = explicit(self.roles, paths, {**roles_by_name(paths), **(self.observed or {})})
+        captured = capture(self.module, taker, call, roles, self.name)
+        statistics = Statistics()
+        observer = Observers((statistics, *self.observers))
+        program = run_pipeline(self.passes, captured, observer, strict=self.strict)
+        parts = split(program)
+        built = Built(program, parts, [], [], captured, statistics.records)
+        for part in parts:
+            kernel, name = self._build(part, built.notes)
+            built.kernels.append(kernel)
+            built.targets.append(name)
+        return built
+
+    def _build(self, part: Part, notes: list[str]) -> tuple[Kernel, str]:
+        """The chosen target builds the step; stages that run once a request are not worth generating code for."""
+        eager = TARGETS["eager"]
+        target = self.target if part.name == "step" else eager
+        examples = [example_value(node) for node in part.graph.find_nodes(op="placeholder")]
+        try:
+            return target.build(part, examples), target.name
+        except TargetError as error:
+            if self.strict:
+                raise
+            notes.append(str(error))
+            return eager.build(part, examples), eager.name
+
+
+def restore(x: Any) -> None:
+    """Undo `compile`: the module or every component of the pipeline runs as if graphopt had never seen it."""
+    for _, module in _modules(x):
+        if isinstance(module._compiled_call_impl, Installed):
+            module._compiled_call_impl = None
+
+
+def report(x: Any) -> Report:
+    """What graphopt did to a compiled pipeline or module, up to now.
+
+    Raises UsageError when nothing in `x` is compiled.
+    """
+    installed = [module._compiled_call_impl for _, module in _modules(x)]
+    found = [entry for entry in installed if isinstance(entry, Installed)]
+    if not found:
+        raise UsageError(f"this {type(x).__name__} is not compiled", hint="call graphopt.compile(x) first")
+    return report_of(found)
+
+
+def _is_pipeline(x: Any) -> bool:
+    diffusers = sys.modules.get("diffusers")
+    return diffusers is not None and isinstance(x, diffusers.DiffusionPipeline)
+
+
+def _modules(x: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The modules of `x` that are compiled, with their names."""
+    if isinstance(x, torch.export.ExportedProgram):
+        x = x.module()
+    if isinstance(x, torch.nn.Module):
+        yield type(x).__name__, x
+        return
+    if not _is_pipeline(x):
+        raise UsageError(
+            f"cannot compile a {type(x).__name__}",
+            hint="give a diffusers pipeline, an nn.Module or a torch.export.ExportedProgram",
+        )
+    components = x.components
+    for name in (*_DENOISERS, *_ENCODERS):
+        if isinstance(components.get(name), torch.nn.Module):
+            yield name, components[name]
+    decoder = getattr(components.get("vae"), "decoder", None)
+    if isinstance(decoder, torch.nn.Module):
+        yield "vae.decoder", decoder
+
+
+def _target(target: str | Target) -> tuple[Target, bool]:
+    """The target, and whether it must prove itself against the module."""
+    if isinstance(target, Target):
+        return target, False
+    if target == "auto":
+        return TARGETS["eager"], True
+    if target not in TARGETS:
+        raise UsageError(f"unknown target '{target}'", hint=nearest(target, (*TARGETS, "auto")))
+    chosen = TARGETS[target]
+    reason = chosen.unavailable(torch.device("cpu"))
+    if reason:
+        raise TargetError(f"target '{target}' cannot run here: {reason}", hint="use target='auto' or 'eager'")
+    return chosen, False
+
+
+def _pipeline(pipeline: Sequence[Pass] | str | None, target: Target) -> tuple[Pass, ...]:
+    if pipeline is None:
+        return pipelines.PIPELINES[target.pipeline]
+    if isinstance(pipeline, str):
+        if pipeline not in pipelines.PIPELINES:
+            raise UsageError(f"unknown pipeline '{pipeline}'", hint=nearest(pipeline, pipelines.PIPELINES))
+        return pipelines.PIPELINES[pipeline]
+    wrong = [entry for entry in pipeline if not isinstance(entry, Pass)]
+    if wrong:
+        raise UsageError(f"{wrong[0]!r} is not a pass", where="pipeline", hint="pass instances: MergeLinears()")
+    check_order(pipeline)
+    return tuple(pipeline)
+
+
+def _observed(inputs: Any, taker: CallTaker) -> dict[str, Role] | None:
+    """Roles observed from recorded requests, when `inputs` is such a recording."""
+    if not _is_recording(inputs):
+        return None
+    return observe([[taker.take(*_arguments(call)) for call in calls] for calls in inputs], taker)
+
+
+def _is_recording(inputs: Any) -> bool:
+    return isinstance(inputs, list) and bool(inputs) and all(isinstance(calls, list) for calls in inputs)
+
+
+def _arguments(call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(call, dict):
+        return (), call
+    if isinstance(call, tuple):
+        return call, {}
+    raise UsageError(f"an example call must be a tuple or a dict, not {type(call).__name__}", where="inputs")
+
+
+def _warm_up(x: Any, inputs: Any) -> None:
+    """Compile now, by running the example call."""
+    if inputs is None:
+        return
+    if _is_pipeline(x):
+        if not isinstance(inputs, Mapping):
+            raise UsageError("inputs for a pipeline must be a dict of its call arguments", where="inputs")
+        with torch.no_grad():
+            x(**inputs)
+        return
+    module = x.module() if isinstance(x, torch.export.ExportedProgram) else x
+    args, kwargs = _arguments(inputs[0][0] if _is_recording(inputs) else inputs)
+    with torch.no_grad():
+        module(*args, **kwargs)

@@ -1,0 +1,144 @@
+"""What graphopt did to a model and what it saved, as plain data; `graphopt.report` makes it, the CLI shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from graphopt.debug.statistics import PassRecord
+from graphopt.ir.cost import program_cost, stage_costs
+from graphopt.runtime.installed import Installed, Variant
+
+
+@dataclass
+class StageReport:
+    """One stage of one variant: its work per evaluation, where it runs, and how often its kept results served."""
+
+    name: str
+    target: str
+    nodes: int
+    flops: Any
+    bytes: Any
+    weight_bytes: Any
+    hits: int = 0
+    misses: int = 0
+    entries: int = 0
+    kept_bytes: int = 0
+
+
+@dataclass
+class VariantReport:
+    """One captured Program of a module."""
+
+    inputs: dict[str, str]
+    captured_nodes: int
+    captured_flops: Any
+    captured_bytes: Any
+    stages: list[StageReport]
+    passes: list[PassRecord]
+    seconds: float
+    faster: float | None
+    interval: tuple[float, float] | None
+    runs: str
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ModuleReport:
+    """One compiled module: its variants, its calls, and how many of them the module served itself, by reason."""
+
+    name: str
+    module: str
+    calls: int
+    variants: list[VariantReport]
+    asides: dict[str, int]
+
+
+@dataclass
+class Report:
+    """What `graphopt.report` returns; ``str(report)`` is a summary, `to_dict` the whole as plain data."""
+
+    modules: list[ModuleReport]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts, lists, strings and numbers; sizes that are symbolic become strings."""
+        return _plain(asdict(self))  # type: ignore[no-any-return]
+
+    def stage(self, module: str, stage: str) -> StageReport:
+        """The stage of a module's newest variant. Raises KeyError when there is none."""
+        for entry in self.modules:
+            if entry.name == module and entry.variants:
+                return next(s for s in entry.variants[-1].stages if s.name == stage)
+        raise KeyError((module, stage))
+
+    def __str__(self) -> str:
+        lines = []
+        for module in self.modules:
+            served = module.calls - sum(module.asides.values())
+            lines.append(f"{module.name} ({module.module}): {module.calls} calls, {served} by graphopt")
+            lines += [f"  left to the module, {count} times: {reason}" for reason, count in module.asides.items()]
+            for variant in module.variants:
+                lines.append(f"  {variant.captured_nodes} nodes captured, {variant.runs}")
+                lines += [
+                    f"    {s.name:16} {s.nodes:5} nodes {_giga(s.flops)} GFLOP  {s.hits} hits, {s.misses} misses"
+                    for s in variant.stages
+                ]
+        return "\n".join(lines)
+
+
+def _giga(flops: Any) -> str:
+    return f"{flops / 1e9:9.4f}" if isinstance(flops, int | float) else str(flops)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
+
+
+def report_of(installed: Iterable[Installed]) -> Report:
+    """The report of compiled modules, as they are now."""
+    return Report([_module(entry) for entry in installed])
+
+
+def _module(entry: Installed) -> ModuleReport:
+    variants = [_variant(variant) for variant in entry.variants]
+    return ModuleReport(entry.name, type(entry.module).__name__, entry.calls, variants, dict(entry.asides))
+
+
+def _variant(variant: Variant) -> VariantReport:
+    built, stages = variant.built, []
+    costs = stage_costs(built.program)
+    for part, target in zip(built.parts, built.targets, strict=True):
+        cost, memo = costs[part.name], variant.memos.get(part.name)
+        stage = StageReport(part.name, target, cost.nodes, cost.cost.flops, cost.cost.bytes, cost.weight_bytes)
+        if memo is not None:
+            stage.hits, stage.misses, stage.entries, stage.kept_bytes = memo.hits, memo.misses, len(memo), memo.bytes
+        stages.append(stage)
+    before, race = program_cost(built.captured), variant.race
+    return VariantReport(
+        inputs={entry.path: entry.role for entry in built.program.inputs if entry.role != "weight"},
+        captured_nodes=len(list(built.captured.calls())),
+        captured_flops=before.flops,
+        captured_bytes=before.bytes,
+        stages=stages,
+        passes=built.passes,
+        seconds=variant.seconds,
+        faster=race.original / race.compiled if race and race.compiled else None,
+        interval=(race.low, race.high) if race and race.pairs else None,
+        runs=_runs(variant),
+        notes=built.notes,
+    )
+
+
+def _runs(variant: Variant) -> str:
+    if variant.wrong:
+        return f"left to the module: {variant.wrong}"
+    race = variant.race
+    if race is None:
+        return "runs compiled"
+    span = f"{race.low:.3f} to {race.high:.3f} of the original's time in {race.pairs} pairs"
+    return f"runs compiled: {span}" if race.won else f"left to the module, not faster: {span}"

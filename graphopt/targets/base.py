@@ -1,0 +1,41 @@
+"""What a target is: it turns the graph of one stage into a callable, and says whether it can run here at all."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+
+from ..ir.stages import Part
+
+Kernel: TypeAlias = Callable[..., tuple[Any, ...]]
+
+
+class Target(ABC):
+    """Part → callable. Stateless; subclasses are registered in `graphopt.targets.TARGETS` or by entry point.
+
+    A kernel takes the values named by ``part.reads`` in order and returns those named by ``part.gives`` (for the step:
+    the Program's results) as a tuple. It must not write into its arguments, nor keep them.
+    """
+
+    name: ClassVar[str]
+    pipeline: ClassVar[str] = "exact"  # the named pipeline that suits it
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Why this target cannot run on `device` here, or None when it can."""
+        return None
+
+    @abstractmethod
+    def build(self, part: Part, examples: Sequence[Any]) -> Kernel:
+        """Code for one stage.
+
+        Parameters
+        ----------
+        examples : values for ``part.reads``, of the shapes, dtypes, devices and strides that the kernel will be given.
+
+        Raises
+        ------
+        TargetError : the part cannot be built; the caller falls back to the eager target and reports it.
+        """
