@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -52,13 +53,15 @@ def compile(
 
     Returns
     -------
-    The same object. Undo with `graphopt.restore`; see what was done with `graphopt.report`.
+    The same object (for an exported program: its module). Undo with `graphopt.restore`; see what was done with `graphopt.report`.
 
     Raises
     ------
     UsageError : `x` is nothing graphopt can compile, or an argument is not understood.
     RoleError : a role or an argument named in `roles` does not exist (at the first call when `inputs` is left out).
     """
+    if isinstance(x, torch.export.ExportedProgram):
+        x, inputs = _exported(x, inputs)  # type: ignore[assignment]
     chosen, race = _target(target)
     passes = _pipeline(pipeline, chosen)
     for name, module in _modules(x):
@@ -70,7 +73,7 @@ def compile(
             module, name, builder, takers, max_bytes=max_bytes, race=race, strict=strict
         )
     _warm_up(x, inputs)
-    return x.module() if isinstance(x, torch.export.ExportedProgram) else x  # type: ignore[return-value]
+    return x
 
 
 class _Builder:
@@ -138,8 +141,6 @@ def _is_pipeline(x: Any) -> bool:
 
 def _modules(x: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     """The modules of `x` that are compiled, with their names."""
-    if isinstance(x, torch.export.ExportedProgram):
-        x = x.module()
     if isinstance(x, torch.nn.Module):
         yield type(x).__name__, x
         return
@@ -155,6 +156,16 @@ def _modules(x: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     decoder = getattr(components.get("vae"), "decoder", None)
     if isinstance(decoder, torch.nn.Module):
         yield "vae.decoder", decoder
+
+
+def _exported(program: torch.export.ExportedProgram, inputs: Any) -> tuple[torch.nn.Module, Any]:
+    """The module of an exported program, and its own example inputs unless others are given."""
+    module = program.module()
+    module._forward_pre_hooks.clear()  # they check what graphopt's guards check
+    if inputs is None and program.example_inputs is not None:
+        args, kwargs = program.example_inputs
+        inputs = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+    return module, inputs
 
 
 def _target(target: str | Target) -> tuple[Target, bool]:
@@ -215,7 +226,6 @@ def _warm_up(x: Any, inputs: Any) -> None:
         with torch.no_grad():
             x(**inputs)
         return
-    module = x.module() if isinstance(x, torch.export.ExportedProgram) else x
     args, kwargs = _arguments(inputs[0][0] if _is_recording(inputs) else inputs)
     with torch.no_grad():
-        module(*args, **kwargs)
+        x(*args, **kwargs)
