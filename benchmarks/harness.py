@@ -1,0 +1,83 @@
+"""Interleaved, paired timing: every round runs every contender once, in random order, on the same fresh inputs.
+
+A machine's speed drifts; the ratio of two runs a moment apart does not. Figures are medians over rounds and intervals
+are 95 % bootstrap intervals of the median of the round-by-round ratio.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contender: median seconds, and its ratio to the first contender with an interval (below 1 is faster)."""
+
+    name: str
+    seconds: float
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+
+
+def race(
+    contenders: dict[str, Callable[[Any], Any]],
+    inputs: Callable[[int], Any],
+    *,
+    rounds: int,
+    warm_up: int = 2,
+    seed: int = 0,
+) -> list[Timing]:
+    """Time all contenders side by side.
+
+    Parameters
+    ----------
+    contenders : by name; each takes one input. The first is what the others are compared with.
+    inputs : makes the input of a round; called once per round, and the result is given to all contenders.
+    """
+    order = list(contenders)
+    shuffle = random.Random(seed)
+    times: dict[str, list[float]] = {name: [] for name in order}
+    for number in range(rounds + warm_up):
+        given = inputs(number)
+        for name in shuffle.sample(order, len(order)):
+            with torch.no_grad():
+                start = time.perf_counter()
+                contenders[name](given)
+                spent = time.perf_counter() - start
+            if number >= warm_up:
+                times[name].append(spent)
+    base = times[order[0]]
+    return [_timing(name, times[name], base) for name in order]
+
+
+def _timing(name: str, times: Sequence[float], base: Sequence[float]) -> Timing:
+    ratios = [ours / theirs for ours, theirs in zip(times, base, strict=True)]
+    low, high = bootstrap(ratios)
+    return Timing(name, statistics.median(times), statistics.median(ratios), low, high, len(times))
+
+
+def bootstrap(
+    values: Sequence[float], *, samples: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap interval of the median."""
+    draw = random.Random(seed)
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(samples))
+    edge = int(samples * (1 - level) / 2)
+    return medians[edge], medians[-1 - edge]
+
+
+def table(title: str, timings: Sequence[Timing], *, unit: str = "ms") -> str:
+    """A Markdown table of one race."""
+    scale = {"ms": 1e3, "s": 1.0}[unit]
+    lines = [f"### {title}", "", f"| | {unit} | of the original's time | 95 % interval |", "|---|---|---|---|"]
+    lines += [f"| {t.name} | {t.seconds * scale:.2f} | {t.ratio:.3f} | {t.low:.3f} to {t.high:.3f} |" for t in timings]
+    return "\n".join(lines) + f"\n\n{timings[0].rounds} rounds.\n"

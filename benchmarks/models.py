@@ -1,0 +1,131 @@
+"""The denoisers that benchmarks run: the bundled pipelines, and public configurations with random weights.
+
+Each is a module and a maker of calls: ``call(seed)`` gives the keyword arguments of one step with new latents and a new
+timestep; the condition tensors of a request stay the same objects, as in a sampling loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+
+import graphopt
+
+
+@dataclass
+class Denoiser:
+    """A module and its calls; `make` builds a fresh copy with the same weights."""
+
+    name: str
+    make: Callable[[], torch.nn.Module]
+    call: Callable[[int], dict[str, Any]]
+
+
+def _steps(latent: tuple[int, ...], time: str, sample: str, **conditions: Any) -> Callable[[int], dict[str, Any]]:
+    timesteps = torch.linspace(981, 1, 50).long()
+
+    def call(number: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(number)
+        when = timesteps[number % len(timesteps)]
+        return {
+            sample: torch.randn(latent, generator=generator),
+            time: when.expand(latent[0]),
+            **conditions,
+            "return_dict": False,
+        }
+
+    return call
+
+
+def _random(kind: type[torch.nn.Module], **config: Any) -> Callable[[], torch.nn.Module]:
+    def make() -> torch.nn.Module:
+        torch.manual_seed(0)
+        module = kind(**config)
+        with torch.no_grad():  # several classes start with zeroed projections, which would hide work
+            for weight in module.parameters():
+                if not weight.any():
+                    weight.normal_(std=0.02)
+        return module.eval()
+
+    return make
+
+
+def _bundled(name: str) -> Callable[[], torch.nn.Module]:
+    def make() -> torch.nn.Module:
+        pipe = diffusers.DiffusionPipeline.from_pretrained(graphopt.bundled(name))
+        module: torch.nn.Module = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+        return module.eval()
+
+    return make
+
+
+def denoisers() -> dict[str, Denoiser]:
+    """All benchmarked denoisers by name. Batch 2: one image with classifier-free guidance."""
+    normal = torch.Generator().manual_seed(1)
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=normal)
+
+    unet = diffusers.UNet2DConditionModel.load_config(graphopt.bundled("emoji-unet") / "unet")
+    dit = diffusers.PixArtTransformer2DModel.load_config(graphopt.bundled("emoji-dit") / "transformer")
+    tokens = 32
+    mask = torch.ones(2, 120)
+    mask[:, 6:] = 0
+    no_size: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
+    found = [
+        Denoiser(
+            "emoji-unet",
+            _bundled("emoji-unet"),
+            _steps(
+                (2, 4, 16, 16),
+                "timestep",
+                "sample",
+                encoder_hidden_states=tensor(2, tokens, unet["cross_attention_dim"]),
+            ),
+        ),
+        Denoiser(
+            "emoji-dit",
+            _bundled("emoji-dit"),
+            _steps(
+                (2, 4, 16, 16),
+                "timestep",
+                "hidden_states",
+                encoder_hidden_states=tensor(2, 120, dit["caption_channels"]),
+                encoder_attention_mask=mask,
+                added_cond_kwargs=no_size,
+            ),
+        ),
+        Denoiser(
+            "dit-s/2",
+            _random(
+                diffusers.DiTTransformer2DModel,
+                num_attention_heads=6,
+                attention_head_dim=64,
+                in_channels=4,
+                out_channels=8,
+                num_layers=12,
+                sample_size=32,
+                patch_size=2,
+            ),
+            _steps((2, 4, 32, 32), "timestep", "hidden_states", class_labels=torch.tensor([207, 1000])),
+        ),
+        Denoiser(
+            "sd-like u-net",
+            _random(
+                diffusers.UNet2DConditionModel,
+                sample_size=32,
+                block_out_channels=(128, 256, 512),
+                layers_per_block=2,
+                down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+                cross_attention_dim=768,
+                attention_head_dim=8,
+            ),
+            _steps((2, 4, 32, 32), "timestep", "sample", encoder_hidden_states=tensor(2, 77, 768)),
+        ),
+    ]
+    return {entry.name: entry for entry in found}
