@@ -12,9 +12,11 @@ A node stays when the work lost by dropping it is at least the bytes that would 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -25,6 +27,8 @@ from graphopt.ir.cost import nbytes, node_cost
 from graphopt.ir.effects import is_view
 from graphopt.ir.program import Program, val
 from graphopt.ir.stages import WEIGHTS, Stage, placement, stages
+
+Victim: TypeAlias = tuple[fx.Node, str]
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,9 @@ def plan(program: Program, stage: Stage, price: Price, before: Iterable[Plan] = 
     """Choose the nodes to place in `stage`, given what earlier plans of the same pass place."""
     chosen = _Choice(program, stage, price, {node: entry.stage for entry in before for node in entry.placed})
     chosen.drop_idle()
-    chosen.drop_grown()
-    chosen.drop_unpaid()
-    chosen.drop_over_limit()
+    while victim := chosen.grown() or chosen.unpaid() or chosen.over_limit():
+        chosen.drop(*victim)
+        chosen.drop_idle()
     return Plan(stage, [node for node in chosen.candidates if node in chosen.inside], chosen.refused)
 
 
@@ -78,41 +82,45 @@ class _Choice:
 
     def __init__(self, program: Program, stage: Stage, price: Price, assumed: Mapping[fx.Node, Stage]) -> None:
         self.stage, self.price, self.known = stage, price, stages(program)
-        self.hints = _hints(program)
+        self.owner, self.hints = cache(owner), _hints(program)
         self.roles = {node: frozenset({program.role(node)} - {"weight"}) for node in program.placeholders}
         self.inside: set[fx.Node] = set()
         self.candidates: list[fx.Node] = []
         self.refused: dict[fx.Node, str] = {}
-        self.earlier = set(program.graph.find_nodes(op="get_attr"))
-        self.earlier |= {node for node, role in self.roles.items() if role <= stage}
-        for node in program.calls():
+        self.order = list(program.calls())
+        earlier = set(program.graph.find_nodes(op="get_attr")) | {n for n, role in self.roles.items() if role <= stage}
+        for node in self.order:
             placed = assumed.get(node, placement(node))
+            reads = node.all_input_nodes
             if placed < stage:
-                self.earlier.add(node)
+                earlier.add(node)
             elif placed == stage:
                 self.inside.add(node)
-            elif self.known[node] <= stage and all(s in self.inside or s in self.earlier for s in node.all_input_nodes):
+            elif stage < placed and self.known[node] <= stage and all(n in self.inside or n in earlier for n in reads):
                 self.inside.add(node)
                 self.candidates.append(node)
+        self.movable = set(self.candidates)
 
     # -- what keeping costs and saves ----------------------------------------------------------------------------------
 
     def bytes(self, node: fx.Node) -> int:
-        """Bytes of the memory that keeping `node` keeps; a weight's own memory is there anyway."""
-        source = owner(node)
-        return 0 if self.roles.get(source) == WEIGHTS else _number(nbytes(val(source)), self.hints)
+        """Bytes kept of an owner, all rows; a weight's own memory is there anyway."""
+        return 0 if self.roles.get(node) == WEIGHTS else self.price.rows * _number(nbytes(val(node)), self.hints)
 
     def work(self, node: fx.Node) -> float:
         """What computing `node` costs, in bytes."""
         if is_view(node) or node.target is operator.getitem or not isinstance(val(node), torch.Tensor | list | tuple):
             return 0.0
-        read = sum(_number(nbytes(val(owner(source))), self.hints) for source in node.all_input_nodes)
+        read = sum(_number(nbytes(val(self.owner(source))), self.hints) for source in node.all_input_nodes)
         return read + _number(node_cost(node).flops, self.hints) / self.price.flops_per_byte + self.price.dispatch_bytes
 
-    def kept(self, inside: set[fx.Node]) -> dict[fx.Node, int]:
-        """Owner of each memory kept → its bytes, all rows: what is read outside of `inside`."""
-        leaving = (node for node in inside if any(user not in inside for user in node.users))
-        return {owner(node): self.bytes(node) * self.price.rows for node in leaving}
+    def leaving(self) -> list[fx.Node]:
+        """The nodes inside that are read outside."""
+        return [n for n in self.order if n in self.inside and any(user not in self.inside for user in n.users)]
+
+    def kept(self) -> dict[fx.Node, int]:
+        """Owner of each memory kept → its bytes."""
+        return {source: self.bytes(source) for source in map(self.owner, self.leaving())}
 
     def above(self, node: fx.Node) -> set[fx.Node]:
         """`node` and the nodes inside that need it."""
@@ -125,60 +133,73 @@ class _Choice:
         return found
 
     def drop(self, node: fx.Node, reason: str) -> None:
-        for each in self.above(node) & set(self.candidates):
+        for each in self.above(node):
             self.inside.discard(each)
             self.refused[each] = reason
 
     def options(self) -> Iterator[tuple[float, int, fx.Node]]:
         """Droppable nodes, each with the work lost and the bytes freed by dropping it."""
-        fixed = self.inside - set(self.candidates)
-        total = self.kept(self.inside)
+        leaving = set(self.leaving())
+        before = Counter(map(self.owner, leaving))
         for node in self.candidates:
             gone = self.above(node) if node in self.inside else set()
-            if gone and not gone & fixed:
-                after = self.kept(self.inside - gone)
-                yield sum(map(self.work, gone)), sum(total.values()) - sum(after.values()), node
+            if not gone or not gone <= self.movable:
+                continue
+            ended = Counter(self.owner(n) for n in gone & leaving)
+            begun = {self.owner(n) for entry in gone for n in entry.all_input_nodes if n in self.inside - gone}
+            freed = sum(self.bytes(n) for n, count in ended.items() if before[n] == count and n not in begun)
+            freed -= sum(self.bytes(n) for n in begun if before[n] == 0)
+            yield sum(map(self.work, gone)), freed, node
 
     # -- reasons against -----------------------------------------------------------------------------------------------
 
     def drop_idle(self) -> None:
         """Nodes of an earlier stage that nothing here needs, and views of inputs that nothing here reads."""
         for node in reversed(self.candidates):
-            if any(user in self.inside for user in node.users):
+            if node not in self.inside or any(user in self.inside for user in node.users):
                 continue
-            source = owner(node)
             if self.known[node] != self.stage:
                 self.inside.discard(node)
-            elif self.roles.get(source):
+            elif self.roles.get(self.owner(node)):
                 self.drop(node, "it is a view of an input: keeping it saves no work")
 
-    def drop_grown(self) -> None:
-        limit = self.price.max_growth
-        for source, size in self.kept(self.inside).items() if limit is not None else ():
-            read = sum(_number(nbytes(val(w)), self.hints) for w in _below(source) if w in self.roles)
-            if source in self.inside and size > max(self.price.small_bytes, (limit or 0.0) * read):
-                self.drop(source, f"keeping it takes {size} bytes, computed from {read} bytes of weights")
+    def grown(self) -> Victim | None:
+        """A kept value much larger than the weights it is computed from."""
+        if self.price.max_growth is None:
+            return None
+        for source, size in self.kept().items():
+            read = sum(_number(nbytes(val(entry)), self.hints) for entry in _below(source) if entry in self.roles)
+            if source in self.movable and size > max(self.price.small_bytes, self.price.max_growth * read):
+                return source, f"keeping it takes {size} bytes, and the weights it is computed from {read}"
+        return None
 
-    def drop_unpaid(self) -> None:
-        while True:
-            rows = self.price.rows
-            unpaid = [(lost, freed, node) for lost, freed, node in self.options() if lost < freed / rows]
-            if not unpaid:
-                return
-            lost, freed, node = min(unpaid, key=lambda entry: (entry[0] / entry[1], entry[2].name))
-            self.drop(node, f"keeping it takes {freed // rows} bytes and saves the work of moving {lost:.0f}")
+    def unpaid(self) -> Victim | None:
+        """A node that is cheaper to recompute than what is kept for it."""
+        rows = self.price.rows
+        options = [entry for entry in self.options() if entry[0] < entry[1] / rows]
+        if not options:
+            return None
+        lost, freed, node = min(options, key=_worth)
+        return node, f"keeping it takes {freed // rows} bytes and saves the work of moving {lost:.0f}"
 
-    def drop_over_limit(self) -> None:
-        while (total := sum(self.kept(self.inside).values())) > self.price.max_bytes:
-            options = [entry for entry in self.options() if entry[1] > 0]
-            if not options:
-                return
-            lost, freed, node = min(options, key=lambda entry: (entry[0] / entry[1], entry[2].name))
-            self.drop(
-                node,
-                f"the stage would keep {total} bytes, more than max_bytes={self.price.max_bytes}, and this saves least: "
-                f"work of moving {lost:.0f} bytes for {freed} bytes kept",
-            )
+    def over_limit(self) -> Victim | None:
+        """While the stage keeps too much: the node whose work is least worth its bytes."""
+        kept = self.kept()
+        total = sum(kept.values())
+        if total <= self.price.max_bytes or not self.movable & self.inside:
+            return None
+        reason = f"the stage would keep {total} bytes, more than max_bytes={self.price.max_bytes}"
+        options = [entry for entry in self.options() if entry[1] > 0]
+        if options:
+            lost, freed, node = min(options, key=_worth)
+            return node, f"{reason}; this saves least: the work of moving {lost:.0f} bytes for {freed} kept"
+        free = [node for node in self.candidates if node in self.inside and self.above(node) <= self.movable]
+        return (free[0], reason) if free else None
+
+
+def _worth(option: tuple[float, int, fx.Node]) -> tuple[float, str]:
+    lost, freed, node = option
+    return lost / freed, node.name
 
 
 def _below(node: fx.Node) -> set[fx.Node]:

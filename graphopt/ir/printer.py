@@ -58,11 +58,11 @@ def dump(program: Program) -> str:
     lines += ["}", "", "", "def program("]
     lines += [f"    {node.name}," for node in program.placeholders]
     lines.append("):")
-    shown = None
+    shown = ("", "")
     for node in program.graph.nodes:
         if node.op == "call_function":
             here = (node.meta.get("module", ""), node.meta.get("source", ""))
-            if here != shown and any(here):
+            if here != shown:
                 lines.append(f"    # {here[0] or '(model)'}  {here[1]}".rstrip())
             shown = here
             lines.append(f"    {node.name} = {_call(node)}  # {_remarks(node)}")
@@ -126,8 +126,10 @@ def parse(source: str, filename: str = "<program>") -> Program:
         raise UsageError(f"not a readable dump: {error}", where=filename,
                          hint="dumps are written by graphopt.ir.printer.dump") from error  # fmt: skip
     graph = fx.Graph()
-    program = Program(graph, tuple(Input(name, role, path) for name, (role, path, _) in table.items()), name=filename)
-    placements, lines = _placements(source), source.splitlines()
+    title = (ast.get_docstring(tree) or "").removeprefix("graphopt program ")
+    inputs = tuple(Input(name, role, path) for name, (role, path, _) in table.items())
+    program = Program(graph, inputs, name=title or filename)
+    remarks, lines = _read_remarks(source), source.splitlines()
     names: dict[str, fx.Node] = {}
     mode = fake_mode(graph)
     for name, (_, _, text) in table.items():
@@ -144,8 +146,7 @@ def parse(source: str, filename: str = "<program>") -> Program:
                 node = graph.call_function(_target(call.func), tuple(_read(arg, names) for arg in call.args), kwargs)
                 node._rename(name)
                 node.meta["val"] = infer(node)
-                if name in placements:
-                    node.meta["placement"] = STAGES[placements[name]]
+                node.meta.update(remarks.get(name, {}))
                 names[name] = node
             else:
                 raise ValueError("a line must read: name = operator(arguments)")
@@ -198,12 +199,22 @@ def _read(node: ast.expr | None, names: dict[str, fx.Node]) -> Any:
     raise ValueError(f"cannot read the argument {ast.unparse(node)}")
 
 
-def _placements(source: str) -> dict[str, str]:
-    found = {}
-    for line in source.splitlines():
-        name, mark, rest = line.strip().partition(" = ")
-        if mark and "; @" in rest:
-            found[name] = rest.rpartition("; @")[2].split(";")[0].strip()
+def _read_remarks(source: str) -> dict[str, dict[str, Any]]:
+    """What the comments of a dump say about nodes: submodule, source line, placement, rules."""
+    found: dict[str, dict[str, Any]] = {}
+    origin: dict[str, Any] = {}
+    for line in map(str.strip, source.splitlines()):
+        name, mark, rest = line.partition(" = ")
+        if line.startswith("# "):
+            module, _, where = line.removeprefix("# ").partition("  ")
+            origin = {"module": "" if module == "(model)" else module, "source": where}
+        elif mark and name.isidentifier():
+            known = found[name] = dict(origin)
+            for remark in rest.rpartition("  # ")[2].split("; "):
+                if remark.startswith("@"):
+                    known["placement"] = STAGES[remark[1:]]
+                elif remark.startswith("by "):
+                    known["rules"] = tuple(remark[3:].split(", "))
     return found
 
 
@@ -216,4 +227,3 @@ def _value(text: str) -> torch.Tensor:
         steps = [int(n) for n in strides.strip().removeprefix("strides (").rstrip(")").split(",") if n.strip()]
         tensor = torch.empty_strided(shape, steps, dtype=_LONG[kind])
     return tensor
-

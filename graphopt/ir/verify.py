@@ -149,7 +149,7 @@ def compare(
             continue
         if old.dtype != new.dtype or old.shape != new.shape:
             return f"result {position}: {new.dtype} {tuple(new.shape)} instead of {old.dtype} {tuple(old.shape)}"
-        if torch.equal(old, new) or bool(((old == new) | (old.isnan() & new.isnan())).all()):
+        if _same(old, new, signed=accuracy == "bitwise"):
             continue
         if accuracy == "bitwise" or exact is None or not old.dtype.is_floating_point:
             off = (old.double() - new.double()).abs().max().item()
@@ -165,3 +165,11 @@ def compare(
         if now > max(slack * was, floor):
             return f"result {position}: error {now:.3g} against float64, the original's is {was:.3g}"
     return None
+
+
+def _same(old: torch.Tensor, new: torch.Tensor, *, signed: bool) -> bool:
+    """Whether two tensors hold the same values; NaN equals NaN, and 0.0 equals -0.0 unless `signed`."""
+    same = old == new
+    if signed and old.dtype.is_floating_point:
+        same &= torch.signbit(old) == torch.signbit(new)
+    return bool((same | (old.isnan() & new.isnan())).all())
