@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class Timing:
 
 
 def race(
-    contenders: dict[str, Callable[[Any], Any]],
+    contenders: Mapping[str, Callable[[Any], Any]],
     inputs: Callable[[int], Any],
     *,
     rounds: int,

@@ -64,7 +64,7 @@ def per_step(
     """Milliseconds of one denoiser call, batch 2."""
     calls, seconds = contenders_of(denoiser, peers, inductor)
     off = check_outputs(calls, denoiser)
-    timed = {name: (lambda given, call=call: call(**given)) for name, call in calls.items()}
+    timed: dict[str, Any] = {name: (lambda given, call=call: call(**given)) for name, call in calls.items()}
     return race(timed, denoiser.call, rounds=rounds), seconds, off
 
 
@@ -89,11 +89,12 @@ def per_image(name: str, rounds: int, steps: int, peers: bool) -> list[Timing]:
         prompt = PROMPTS[number % len(PROMPTS)]
         return pipe(prompt, num_inference_steps=steps, guidance_scale=4.0, generator=generator, **extra)
 
-    timed = {key: (lambda number, pipe=pipe: run(pipe, number)) for key, pipe in pipes.items()}
+    timed: dict[str, Any] = {key: (lambda number, pipe=pipe: run(pipe, number)) for key, pipe in pipes.items()}
     return race(timed, lambda number: number, rounds=rounds)
 
 
 def main() -> int:
+    """Run the races asked for; 1 when graphopt loses one or computes something else."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=None, help="denoisers by name (default: all)")
     parser.add_argument("--rounds", type=int, default=30)

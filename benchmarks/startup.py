@@ -61,6 +61,7 @@ def compile_seconds(blocks: int) -> dict[str, Any]:
 
 
 def main() -> int:
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="fresh processes for the import")
     parser.add_argument("--json", type=Path)

@@ -62,7 +62,7 @@ def trace(function: Callable[..., Any], *args: Any, roles: Mapping[str, Role] | 
     module = function if isinstance(function, torch.nn.Module) else _Function(function)
     taker = CallTaker(module.forward)
     call = taker.take(args, kwargs)
-    known: dict[str, Role] = {path: "state" for path in taker.paths(call)}
+    known: dict[str, Role] = dict.fromkeys(taker.paths(call), "state")
     return Traced(capture(module, taker, call, {**known, **(roles or {})}, name="example"))
 
 
@@ -110,8 +110,8 @@ class Checked:
 def check_pass(pass_: Pass, program: Program, *, seeds: int = 2, idempotent: bool = True) -> Checked:
     """Run one pass and check everything that must hold of any pass.
 
-    Structure and boundary (`graphopt.ir.verify.verify`), values on seeded inputs by the accuracy the pass declares, that
-    the Program given is left as it was, and that running the pass again changes nothing.
+    Structure and boundary (`graphopt.ir.verify.verify`), values on seeded inputs by the accuracy the pass declares,
+    that the Program given is left as it was, and that running the pass again changes nothing.
 
     Raises VerificationError naming what does not hold.
     """

@@ -1,4 +1,4 @@
-"""What a node costs: floating-point operations and bytes moved, as ints or as sympy expressions where sizes are symbolic.
+"""What a node costs: floating-point operations and bytes moved; sympy expressions where sizes are symbolic.
 
 A multiply-add counts as two FLOPs. Elementwise operations count one per result element. Views are free. Bytes are those
 of tensor arguments read plus results written, as if nothing stayed in cache.
@@ -7,6 +7,7 @@ of tensor arguments read plus results written, as if nothing stayed in cache.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -16,7 +17,7 @@ from torch import fx
 
 from graphopt.ir.effects import METADATA_CHECKS, is_view
 from graphopt.ir.program import Program, bind, val
-from graphopt.ir.stages import STAGES, Stage, placement, stage_name
+from graphopt.ir.stages import STAGES, WEIGHTS, Stage, placement, stage_name
 
 aten = torch.ops.aten
 mkldnn = torch.ops.mkldnn
@@ -108,7 +109,9 @@ _FLOPS: dict[Any, Any] = {
     aten.conv_transpose2d.input: _conv_transpose,
     aten.scaled_dot_product_attention.default: _attention,
     mkldnn._linear_pointwise.default: _linear,
+    mkldnn._linear_pointwise.binary: _linear,
     mkldnn._convolution_pointwise.default: _conv,
+    mkldnn._convolution_pointwise.binary: _conv,
     aten.clone.default: lambda bound, result: 0,
     aten.cat.default: lambda bound, result: 0,
     aten._to_copy.default: lambda bound, result: 0,
@@ -127,16 +130,17 @@ class StageCost:
 
 def stage_costs(program: Program) -> dict[str, StageCost]:
     """Cost of every stage by name, by the placement of the nodes (before any placement, all is in the step)."""
-    totals = {name: [0, Cost(), dict[str, Any]()] for name in STAGES}
-    weights = {entry.name for entry in program.inputs if entry.role == "weight"}
+    nodes, costs = Counter[str](), dict.fromkeys(STAGES, Cost())
+    weights: dict[str, dict[str, Any]] = {name: {} for name in STAGES}
+    held = {entry.name for entry in program.inputs if entry.role == "weight"}
     for node in program.calls():
-        entry = totals[stage_name(placement(node))]
-        entry[0] += 1  # type: ignore[operator]
-        entry[1] += node_cost(node)  # type: ignore[operator]
+        stage = stage_name(placement(node))
+        nodes[stage] += 1
+        costs[stage] += node_cost(node)
         for source in node.all_input_nodes:
-            if source.name in weights or (placement(source) != placement(node) and placement_of(source) == frozenset()):
-                entry[2][source.name] = nbytes(val(source))  # type: ignore[index]
-    return {name: StageCost(n, cost, sum(read.values())) for name, (n, cost, read) in totals.items()}  # type: ignore
+            if source.name in held or (stage != "weights" and placement_of(source) == WEIGHTS):
+                weights[stage][source.name] = nbytes(val(source))
+    return {name: StageCost(nodes[name], costs[name], sum(weights[name].values())) for name in STAGES}
 
 
 def placement_of(node: fx.Node) -> Stage | None:
@@ -150,4 +154,3 @@ def program_cost(program: Program) -> Cost:
     for node in program.calls():
         total += node_cost(node)
     return total
-

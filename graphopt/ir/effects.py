@@ -64,9 +64,9 @@ def _inactive_dropout(node: fx.Node) -> bool:
     """Attention and dropout are tagged random because of their dropout; with probability 0 they are not."""
     if node.target is aten.scaled_dot_product_attention.default:
         probability = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
-        return probability == 0.0
+        return bool(probability == 0.0)
     if node.target is aten.dropout.default:
-        return len(node.args) > 2 and (node.args[2] is False or node.args[1] == 0.0)
+        return len(node.args) > 2 and bool(node.args[2] is False or node.args[1] == 0.0)
     return False
 
 

@@ -24,6 +24,8 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import TreeSpec, tree_map_only
 
+from graphopt.ir.shapes import RULES
+
 Role: TypeAlias = Literal["weight", "condition", "time", "state"]
 ROLES: tuple[Role, ...] = ("weight", "condition", "time", "state")
 
@@ -81,7 +83,8 @@ class Program:
 
     @property
     def output(self) -> fx.Node:
-        return next(iter(reversed(self.graph.nodes)))
+        last: fx.Node = next(iter(reversed(self.graph.nodes)))
+        return last
 
     @property
     def results(self) -> tuple[fx.Node | None, ...]:
@@ -180,7 +183,7 @@ def infer(node: fx.Node) -> Any:
     args, kwargs = tree_map_only(fx.Node, val, (node.args, node.kwargs))
     mode = fake_mode(node.graph)
     with mode, torch.no_grad():
-        return node.target(*args, **kwargs)
+        return RULES.get(node.target, node.target)(*args, **kwargs)
 
 
 def fake_mode(graph: fx.Graph) -> FakeTensorMode:

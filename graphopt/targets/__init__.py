@@ -1,4 +1,4 @@
-"""Targets turn a stage's graph into code. Third parties add theirs through the entry-point group ``graphopt.targets``."""
+"""Targets turn a stage's graph into code. Third parties add theirs by the entry-point group ``graphopt.targets``."""
 
 from .base import Kernel, Target
 from .eager import Eager

@@ -14,7 +14,7 @@ from .base import Kernel, Target
 
 
 class Inductor(Target):
-    """Fused C++ or Triton code by Inductor. Needs a C++ compiler on the CPU, Triton on a GPU; builds in tens of seconds.
+    """C++ or Triton code by Inductor. Needs a C++ compiler on the CPU, Triton on a GPU; builds for tens of seconds.
 
     Shapes are static: graphopt's own guards choose the Program, so that Inductor's are not asked at every step.
     """
