@@ -1,0 +1,89 @@
+"""Strides after a rewrite: what follows from a changed node is inferred anew, and stays legal.
+
+A rewrite may give a tensor other strides (channels-last instead of contiguous) without changing a value. Everything
+downstream then has other strides too, and a `view` may no longer be possible. `refresh` follows such a change to where
+it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphopt.errors import PassError
+from graphopt.ir.program import Program, infer
+
+aten = torch.ops.aten
+
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+STRIDE_READERS = frozenset({aten.as_strided.default, aten.sym_stride.int, aten.view.dtype, aten.view_as_complex.default})
+
+
+def strides(value: Any) -> Any:
+    """Shape, strides and dtype of a (fake) tensor, of each tensor in a sequence; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return tuple(strides(entry) for entry in value)
+    return (tuple(value.shape), value.stride(), value.dtype) if isinstance(value, torch.Tensor) else value
+
+
+def is_channels_last(value: torch.Tensor) -> bool:
+    """Whether a four-dimensional tensor lies in memory with its channels innermost."""
+    return value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
+
+
+def has_symbols(value: Any) -> bool:
+    """Whether a size of a (fake) tensor is known only when the Program runs."""
+    return isinstance(value, torch.Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape)
+
+
+def refresh(program: Program, changed: Iterable[fx.Node]) -> None:
+    """Infer the values of `changed` nodes and of all that follows, as far as strides differ from what was recorded.
+
+    Where a `view` would need strides that are no longer there it becomes a `reshape`. A result of the Program whose
+    strides changed is returned as a copy with the strides it had.
+
+    Raises
+    ------
+    PassError : an operation reads strides, or a result had strides that no memory format describes.
+    """
+    stale = set(changed)
+    for node in program.nodes:
+        if node not in stale or node.op != "call_function":
+            continue
+        if node.target in STRIDE_READERS:
+            raise PassError(f"{node.target} reads the strides that the rewrite changes", where=node.name)
+        before = node.meta["val"]
+        after = _infer_layout(program, node)
+        if strides(before) != strides(after):
+            node.meta["val"] = after
+            stale.update(node.users)
+            if program.output in node.users:
+                _restore(program, node, before)
+
+
+def _infer_layout(program: Program, node: fx.Node) -> Any:
+    try:
+        return infer(node)
+    except (RuntimeError, ValueError):
+        if node.target not in _VIEWS:
+            raise
+        node.target = aten.reshape.default
+        program.touch(node)
+        return infer(node)
+
+
+def _restore(program: Program, node: fx.Node, before: torch.Tensor) -> None:
+    """Return a copy of `node` with the strides of `before`."""
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        if before.is_contiguous(memory_format=memory_format) and (
+            memory_format == torch.contiguous_format or before.ndim == 4
+        ):
+            copy = program.call(
+                aten.clone.default, node, memory_format=memory_format, before=program.output, like=node
+            )
+            program.output.replace_input_with(node, copy)
+            return
+    raise PassError(f"a result has strides {tuple(before.stride())}, which no memory format gives", where=node.name)
