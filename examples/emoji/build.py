@@ -94,9 +94,9 @@ def t5_tokenizer(captions: list[str]) -> T5Tokenizer:
 class Parts:
     """What is trained: `denoiser` and `text`; and `tokenizer`, which is learnt before."""
 
-    denoiser: torch.nn.Module
-    text: torch.nn.Module
-    tokenizer: Any
+    denoiser: UNet2DConditionModel | PixArtTransformer2DModel
+    text: CLIPTextModel | T5EncoderModel
+    tokenizer: CLIPTokenizer | T5Tokenizer
 
 
 def unet(tokenizer: CLIPTokenizer) -> Parts:

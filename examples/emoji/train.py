@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,10 @@ SAVE_EVERY = 120.0  # seconds
 
 @dataclass(frozen=True)
 class Settings:
-    """How one of the two pipelines is trained; `learning_rate` is AdamW's peak, `muon` Muon's, or 0 for none."""
+    """How one of the two pipelines is trained; `learning_rate` is AdamW's peak."""
 
     batch: int
     learning_rate: float
-    muon: float = 0.0
     weight_decay: float = 0.01
     caption_dropout: float = 0.1
     ema: float = 0.999
@@ -67,19 +66,15 @@ def tokenized(name: str, tokenizer: Any, captions: list[str]) -> tuple[torch.Ten
     to the longest caption here. PixArt's pipeline may clean a caption: both forms are variants.
     """
     if name == "unet":
-        variants, padding = [captions], "max_length"
+        variants, length = [captions], tokenizer.model_max_length
     else:
         clean = PixArtAlphaPipeline.__new__(PixArtAlphaPipeline)._text_preprocessing  # a method without components
-        variants, padding = [captions, clean(list(captions), clean_caption=True)], "longest"
+        variants = [captions, clean(list(captions), clean_caption=True)]
+        length = max(len(row) for variant in variants for row in tokenizer(variant).input_ids)
     ids, masks = [], []
-    length = max(len(row) for variant in variants for row in tokenizer(variant).input_ids)
     for variant in variants:
         tokens = tokenizer(
-            [*variant, ""],
-            padding="max_length",
-            max_length=tokenizer.model_max_length if padding == "max_length" else length,
-            truncation=True,
-            return_tensors="pt",
+            [*variant, ""], padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         ids.append(tokens.input_ids)
         masks.append(tokens.attention_mask)
@@ -91,30 +86,6 @@ def schedule(share: float, step: int, settings: Settings) -> float:
     warm = min(1.0, (step + 1) / settings.warmup_steps)
     fall = 1.0 if share < settings.hold else max(0.02, (1 - share) / (1 - settings.hold))
     return warm * fall
-
-
-def optimizers(parts: build.Parts, settings: Settings) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or, with `settings.muon`, Muon for the matrices of the transformer's blocks."""
-    params = [p for m in (parts.denoiser, parts.text) for p in m.parameters()]
-    matrices: list[torch.nn.Parameter] = []
-    if settings.muon:
-        matrices = [p for p in parts.denoiser.transformer_blocks.parameters() if p.ndim == 2 and min(p.shape) > 6]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in params if id(p) not in chosen]
-    result: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            others, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
-        )
-    ]
-    if matrices:
-        muon = torch.optim.Muon(
-            matrices, lr=settings.muon, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        result.append(muon)
-    for optimizer in result:
-        for group in optimizer.param_groups:
-            group["peak"] = group["lr"]
-    return result
 
 
 def train(name: str, out: Path, seconds: float, settings: Settings) -> None:
@@ -134,13 +105,14 @@ def train(name: str, out: Path, seconds: float, settings: Settings) -> None:
     parts.denoiser.set_attn_processor(AttnProcessor())  # its backward is twice as fast here as the fused kernel's
     params = list(modules.parameters())
     ema = [p.detach().clone() for p in params]
-    opts = optimizers(parts, settings)
+    opt = torch.optim.AdamW(
+        params, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
+    )
     step, spent, average = 0, 0.0, 1.0
     if (out / "state.pt").exists():
         state = torch.load(out / "state.pt", weights_only=True)
         modules.load_state_dict(state["modules"])
-        for optimizer, saved in zip(opts, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        opt.load_state_dict(state["optimizer"])
         ema, step, spent, average = state["ema"], state["step"], state["spent"], state["average"]
         torch.manual_seed(step)
     sizes = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()) / 1e6:.2f} M" for n, m in modules.items())
@@ -149,7 +121,7 @@ def train(name: str, out: Path, seconds: float, settings: Settings) -> None:
     def save() -> None:
         state = {
             "modules": modules.state_dict(),
-            "optimizers": [o.state_dict() for o in opts],
+            "optimizer": opt.state_dict(),
             "ema": ema,
             "step": step,
             "spent": spent,
@@ -163,9 +135,8 @@ def train(name: str, out: Path, seconds: float, settings: Settings) -> None:
     bar = tqdm(total=round(seconds), initial=round(spent), unit="s", mininterval=20, dynamic_ncols=False)
     while (spent := time.monotonic() - start) < seconds:
         factor = schedule(spent / seconds, step, settings)
-        for optimizer in opts:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
+        for group in opt.param_groups:
+            group["lr"] = settings.learning_rate * factor
         pick = torch.randint(len(mean), (settings.batch,))
         x = mean[pick] + std[pick] * torch.randn_like(mean[pick])
         t = torch.randint(1000, (settings.batch,))
@@ -183,11 +154,10 @@ def train(name: str, out: Path, seconds: float, settings: Settings) -> None:
                 embedded = parts.text(tokens, attention_mask=mask)[0]
                 prediction = parts.denoiser(noisy, embedded, t, {}, encoder_attention_mask=mask, return_dict=False)[0]
         loss = F.mse_loss(prediction.float(), velocity)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
-        for optimizer in opts:
-            optimizer.step()
-            optimizer.zero_grad()
+        opt.step()
+        opt.zero_grad()
         step += 1
         with torch.no_grad():
             torch._foreach_lerp_(ema, [p.detach() for p in params], 1 - min(settings.ema, (1 + step) / (10 + step)))
@@ -211,11 +181,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6000.0)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--muon", type=float)
     arguments = vars(parser.parse_args())
     name, out, seconds = arguments.pop("name"), arguments.pop("out"), arguments.pop("seconds")
-    from dataclasses import replace
-
     settings = replace(SETTINGS[name], **{k: v for k, v in arguments.items() if v is not None})
     train(name, out, seconds, settings)
 

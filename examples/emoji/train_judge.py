@@ -125,7 +125,7 @@ def train(out: Path, seconds: float) -> None:
         target = torch.arange(len(rows))
         contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         subgroup = F.cross_entropy(guess, data.labels[rows], label_smoothing=0.05)
-        (contrast + subgroup).backward()  # type: ignore[no-untyped-call]
+        (contrast + subgroup).backward()
         torch.nn.utils.clip_grad_norm_(params, 2.0)
         opt.step()
         opt.zero_grad()
