@@ -26,7 +26,7 @@ from graphopt.ir.alias import owner
 from graphopt.ir.cost import nbytes, node_cost
 from graphopt.ir.effects import is_view
 from graphopt.ir.program import Program, val
-from graphopt.ir.stages import WEIGHTS, Stage, placement, stages
+from graphopt.ir.stages import Stage, placement, stages
 
 Victim: TypeAlias = tuple[fx.Node, str]
 
@@ -104,8 +104,8 @@ class _Choice:
     # -- what keeping costs and saves ----------------------------------------------------------------------------------
 
     def bytes(self, node: fx.Node) -> int:
-        """Bytes kept of an owner, all rows; a weight's own memory is there anyway."""
-        return 0 if self.roles.get(node) == WEIGHTS else self.price.rows * _number(nbytes(val(node)), self.hints)
+        """Bytes kept of an owner, all rows; the memory of an input is there anyway."""
+        return 0 if node in self.roles else self.price.rows * _number(nbytes(val(node)), self.hints)
 
     def work(self, node: fx.Node) -> float:
         """What computing `node` costs, in bytes."""
@@ -138,10 +138,10 @@ class _Choice:
             self.refused[each] = reason
 
     def options(self) -> Iterator[tuple[float, int, fx.Node]]:
-        """Droppable nodes, each with the work lost and the bytes freed by dropping it."""
+        """Droppable nodes, the last first, each with the work lost and the bytes freed by dropping it."""
         leaving = set(self.leaving())
         before = Counter(map(self.owner, leaving))
-        for node in self.candidates:
+        for node in reversed(self.candidates):
             gone = self.above(node) if node in self.inside else set()
             if not gone or not gone <= self.movable:
                 continue
@@ -197,9 +197,9 @@ class _Choice:
         return (free[0], reason) if free else None
 
 
-def _worth(option: tuple[float, int, fx.Node]) -> tuple[float, str]:
-    lost, freed, node = option
-    return lost / freed, node.name
+def _worth(option: tuple[float, int, fx.Node]) -> float:
+    lost, freed, _ = option
+    return lost / freed
 
 
 def _below(node: fx.Node) -> set[fx.Node]:

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+
+from graphopt.passes import SimplifyViews
+from graphopt.testing import check_pass, sketch
+from tests.goldens import Golden
+
+
+def test_skip_slices_and_reshapes(golden: Golden) -> None:
+    before = sketch(
+        """
+        slice_1 = ops.aten.slice.Tensor(x, 0, 0, 9223372036854775807)
+        sin = ops.aten.sin.default(slice_1)
+        view = ops.aten.view.default(sin, [2, 12])
+        unsqueeze = ops.aten.unsqueeze.default(view, 1)
+        view_1 = ops.aten.view.default(unsqueeze, [4, 6])
+        permute = ops.aten.permute.default(view_1, [1, 0])
+        return (permute,)
+        """,
+        x="f32[2, 3, 4]",
+    )
+    check_pass(SimplifyViews(), before.program)
+    golden(before.rewritten(SimplifyViews()).body)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "y = ops.aten.view.default(x, [2, 3, 4])",
+        "y = ops.aten.expand.default(x, [2, 3, 4])",
+        "y = ops.aten.permute.default(x, [0, 1, 2])",
+        "y = ops.aten.slice.Tensor(x, 1, 0, 3)",
+        "y = ops.aten.alias.default(x)",
+        "a = ops.aten.transpose.int(x, 0, 1)\ny = ops.aten.transpose.int(a, 1, 0)",
+        "a = ops.aten.permute.default(x, [1, 2, 0])\ny = ops.aten.permute.default(a, [2, 0, 1])",
+        "a = ops.aten.unsqueeze.default(x, 1)\ny = ops.aten.squeeze.dim(a, 1)",
+        "a = ops.aten.view.default(x, [-1])\ny = ops.aten.view.default(a, [2, 3, 4])",
+        "a = ops.aten.split.Tensor(x, 3, 1)\ny = operator.getitem(a, 0)",
+    ],
+)
+def test_gives_x_back(lines: str) -> None:
+    body = f"{lines}\nsin = ops.aten.sin.default(y)\nreturn (sin,)"
+    checked = check_pass(SimplifyViews(), sketch(body, x="f32[2, 3, 4]").program)
+    assert [node.name for node in checked.program.calls()] == ["sin"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "one"),
+    [
+        ("a = ops.aten.view.default(x, [6, 4])\ny = ops.aten.unsqueeze.default(a, 0)", "aten.view.default"),
+        ("a = ops.aten.transpose.int(x, 0, 1)\ny = ops.aten.permute.default(a, [2, 0, 1])", "aten.permute.default"),
+        ("a = ops.aten.expand.default(x, [5, 2, 3, 4])\ny = ops.aten.expand.default(a, [6, 5, 2, 3, 4])", "expand"),
+    ],
+)
+def test_becomes_one(lines: str, one: str) -> None:
+    checked = check_pass(SimplifyViews(), sketch(f"{lines}\nreturn (y,)", x="f32[2, 3, 4]").program)
+    (node,) = checked.program.calls()
+    assert one in str(node.target)
+
+
+@pytest.mark.parametrize(
+    ("body", "inputs"),
+    [
+        ("y = ops.aten.transpose.int(x, 0, 1)\nreturn (y,)", "f32[2, 2]"),
+        # the same shape after other elements
+        ("a = ops.aten.slice.Tensor(x, 0, 1, 3)\ny = ops.aten.view.default(a, [2, 3])\nz = ops.aten.sin.default(y)\n"
+         "b = ops.aten.slice.Tensor(x, 0, 0, 2)\nc = ops.aten.add.Tensor(b, z)\nreturn (c, a)", "f32[3, 3]"),
+        # reshape copies here: the elements have another order
+        ("a = ops.aten.reshape.default(x, [6])\ny = ops.aten.as_strided.default(a, [2, 3], [1, 2])\n"
+         "z = ops.aten.sin.default(y)\nreturn (z,)", "f32[2, 3] strides (1, 2)"),
+    ],
+)  # fmt: skip
+def test_keeps_other_elements(body: str, inputs: str) -> None:
+    check_pass(SimplifyViews(), sketch(body, x=inputs).program)
+
+
+def test_leaves_shared_inner_views() -> None:
+    body = "a = ops.aten.view.default(x, [6])\ny = ops.aten.view.default(a, [3, 2])\nreturn (a, y)"
+    assert check_pass(SimplifyViews(), sketch(body, x="f32[2, 3]").program).fired == 0
+
+
+def test_refuses_other_strides() -> None:
+    body = """
+        transpose = ops.aten.transpose.int(x, 0, 1)
+        unsqueeze = ops.aten.unsqueeze.default(transpose, 2)
+        squeeze = ops.aten.squeeze.dim(unsqueeze, 1)
+        unsqueeze_1 = ops.aten.unsqueeze.default(squeeze, 2)
+        return (unsqueeze_1,)
+    """
+    checked = check_pass(SimplifyViews(), sketch(body, x="f32[1, 4]").program)
+    assert "a single view of the source has other strides" in checked.reasons or checked.fired
+
+
+def test_refuses_what_no_view_can_say() -> None:
+    body = """
+        expand = ops.aten.expand.default(x, [2, 3])
+        unsqueeze = ops.aten.unsqueeze.default(expand, 0)
+        squeeze = ops.aten.squeeze.dim(unsqueeze, 0)
+        view = ops.aten.view.default(squeeze, [2, 1, 3])
+        return (view,)
+    """
+    check_pass(SimplifyViews(), sketch(body, x="f32[3]").program)
