@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import torch
+
+from graphopt.ir.printer import dump
+from graphopt.ir.program import bind
+from graphopt.testing import sketch
+
+aten = torch.ops.aten
+BODY = "add = ops.aten.add.Tensor(x, 1)  # f32[3]; @step\nmul = ops.aten.mul.Tensor(add, w)\nreturn (mul, add)"
+
+
+def test_copy_is_independent() -> None:
+    program = sketch(BODY, x="f32[3]", w="weight f32[3]").program
+    before, copy = dump(program), program.copy()
+    assert dump(copy) == before
+    add, mul = copy.calls()
+    add.meta["placement"] = frozenset[str]()
+    mul.args = (add, 2.0)
+    copy.constants["w"] = torch.zeros(3)
+    assert dump(program) == before != dump(copy)
+    assert not program.constants
+
+
+def test_copy_shares_no_nodes() -> None:
+    program = sketch(BODY, x="f32[3]", w="weight f32[3]").program
+    copy = program.copy()
+    assert not set(program.nodes) & set(copy.nodes)
+    assert all(node.graph is copy.graph for node in copy.nodes)
+    assert [node.name for node in copy.nodes] == [node.name for node in program.nodes]
+
+
+def test_call_infers_and_inherits() -> None:
+    program = sketch(BODY, x="f32[3]", w="weight f32[3]").program
+    add, mul = program.calls()
+    add.meta["source"], program.rule = "model.py:1", "some_pass"
+    new = program.call(aten._to_copy.default, add, dtype=torch.float64, before=mul, like=add)
+    assert new.meta["val"].dtype == torch.float64
+    assert (new.meta["source"], new.meta["rules"]) == ("model.py:1", ("some_pass",))
+    assert new.next is mul
+
+
+def test_bind_fills_in_defaults() -> None:
+    program = sketch(
+        "sum_1 = ops.aten.sum.dim_IntList(x, [0], dtype=torch.float64)\nreturn (sum_1,)", x="f32[3]"
+    ).program
+    (node,) = program.calls()
+    assert bind(node) == {"self": program.placeholders[0], "dim": [0], "keepdim": False, "dtype": torch.float64}

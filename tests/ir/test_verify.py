@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from graphopt.errors import VerificationError
+from graphopt.ir.program import Input, Program
+from graphopt.ir.stages import WEIGHTS
+from graphopt.ir.verify import compare, evaluate, example_inputs, verify
+from graphopt.testing import sketch
+
+aten = torch.ops.aten
+
+
+def example() -> Program:
+    body = "add = ops.aten.add.Tensor(x, 1)\nmul = ops.aten.mul.Tensor(add, w)\nreturn (mul,)"
+    return sketch(body, x="f32[2, 3]", w="weight f32[3]").program
+
+
+def wrong_shape(program: Program) -> None:
+    add, _ = program.calls()
+    program.touch(add)
+    add.args = (program.placeholders[1], 1)
+
+
+def wrong_record(program: Program) -> None:
+    add, mul = program.calls()
+    new = program.call(aten.add.Tensor, add, 2, before=mul, val=torch.empty(2, 3, dtype=torch.float64, device="meta"))
+    mul.args = (new, program.placeholders[1])
+
+
+def no_record(program: Program) -> None:
+    del next(program.calls()).meta["val"]
+
+
+def dangling(program: Program) -> None:
+    add, mul = program.calls()
+    mul.append(add)  # used before it is defined
+
+
+def wrong_placement(program: Program) -> None:
+    next(program.calls()).meta["placement"] = WEIGHTS
+
+
+def other_result(program: Program) -> None:
+    program.output.args = ((program.placeholders[1],),)
+
+
+def more_results(program: Program) -> None:
+    program.output.args = (tuple(program.calls()),)
+
+
+def other_strides(program: Program) -> None:
+    _, mul = program.calls()
+    turned = program.call(aten.transpose.int, mul, 0, 1, before=program.output)
+    copy = program.call(aten.clone.default, turned, before=program.output, memory_format=torch.contiguous_format)
+    back = program.call(aten.transpose.int, copy, 0, 1, before=program.output)
+    program.output.args = ((back,),)
+
+
+def other_role(program: Program) -> None:
+    program.inputs = (Input("x", "time", "x"), program.inputs[1])
+
+
+def lost_input(program: Program) -> None:
+    program.inputs = program.inputs[:1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (wrong_shape, "recorded"),
+        (wrong_record, "recorded"),
+        (no_record, "no recorded value"),
+        (dangling, "not well formed"),
+        (wrong_placement, "is placed in stage 'weights' but depends on 'step'"),
+        (other_result, "a result changed"),
+        (more_results, "number of results"),
+        (other_strides, "a result changed"),
+        (other_role, "inputs or their roles changed"),
+        (lost_input, "inputs or their roles changed"),
+    ],
+)
+def test_finds_a_planted_fault(fault: Callable[[Program], None], message: str) -> None:
+    before = example()
+    after = before.copy()
+    after.rule = "planted"
+    verify(before, after)
+    fault(after)
+    with pytest.raises(VerificationError, match=message):
+        verify(before, after)
+
+
+def test_bitwise_means_every_bit() -> None:
+    one = torch.tensor([1.0, 0.0, float("nan")])
+    assert compare([one], [one.clone()], "bitwise") is None
+    assert compare([one], [torch.tensor([1.0, -0.0, float("nan")])], "bitwise") is not None
+    assert compare([one], [torch.nextafter(one, one + 1)], "bitwise") is not None
+    assert compare([one], [one.double()], "bitwise") is not None
+    assert compare([one], [one[:2]], "bitwise") is not None
+    assert compare([3], [4], "bitwise") is not None
+
+
+def test_rounding_allows_what_the_original_errs() -> None:
+    exact = torch.linspace(0.1, 1, 8, dtype=torch.float64)
+    was = exact.float()
+    assert compare([was], [was + 1e-7], "rounding", [exact]) is None
+    assert compare([was], [was + 1e-4], "rounding", [exact]) is not None
+    assert compare([was], [was * float("inf")], "rounding", [exact]) is not None
+
+
+def test_evaluates_in_double() -> None:
+    program = example()
+    inputs = example_inputs(program)
+    (single,), (double,) = evaluate(program, inputs), evaluate(program, inputs, double=True)
+    assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+    assert torch.allclose(single.double(), double)
