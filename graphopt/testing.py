@@ -275,7 +275,7 @@ class _Grower:
         )
 
     def identity(self) -> None:
-        source = self.pick(lambda value: value.ndim > 0)
+        source = self.pick(lambda value: value.ndim > 0 and value.dtype != torch.bool)
         target, *rest = self.of(
             (aten.clone.default,), (aten.mul.Tensor, 1), (aten.div.Tensor, 1.0), (aten.add.Tensor, 0),
             (aten.sub.Tensor, 0), (aten.alias.default,), (aten.pow.Tensor_Scalar, 1), (aten.slice.Tensor, 0, 0, 2**62),
