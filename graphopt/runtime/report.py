@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from graphopt.debug.statistics import PassRecord
-from graphopt.ir.cost import program_cost, stage_costs
-from graphopt.runtime.installed import Installed, Variant
+from graphopt.ir.cost import nbytes, program_cost, stage_costs
+from graphopt.ir.program import val
+from graphopt.runtime.installed import Built, Installed, Variant
 
 
 @dataclass
@@ -29,12 +30,18 @@ class StageReport:
 
 @dataclass
 class VariantReport:
-    """One captured Program of a module."""
+    """One captured Program of a module.
+
+    Of the weights (in bytes) that any stage reads, those are idle that the step does not: only what is computed once
+    per request or schedule, or once and for all, needs them.
+    """
 
     inputs: dict[str, str]
     captured_nodes: int
     captured_flops: Any
     captured_bytes: Any
+    weight_bytes: Any
+    idle_weight_bytes: Any
     stages: list[StageReport]
     passes: list[PassRecord]
     seconds: float
@@ -119,11 +126,14 @@ def _variant(variant: Variant) -> VariantReport:
             stage.hits, stage.misses, stage.entries, stage.kept_bytes = memo.hits, memo.misses, len(memo), memo.bytes
         stages.append(stage)
     before, race = program_cost(built.captured), variant.race
+    weights, idle = _weights(built)
     return VariantReport(
         inputs={entry.path: entry.role for entry in built.program.inputs if entry.role != "weight"},
         captured_nodes=len(list(built.captured.calls())),
         captured_flops=before.flops,
         captured_bytes=before.bytes,
+        weight_bytes=weights,
+        idle_weight_bytes=idle,
         stages=stages,
         passes=built.passes,
         seconds=variant.seconds,
@@ -132,6 +142,14 @@ def _variant(variant: Variant) -> VariantReport:
         runs=_runs(variant),
         notes=built.notes,
     )
+
+
+def _weights(built: Built) -> tuple[Any, Any]:
+    """Bytes of the weights that stages read, and of those among them that the step does not."""
+    placeholders = zip(built.program.placeholders, built.program.inputs, strict=True)
+    sizes = {entry.name: nbytes(val(node)) for node, entry in placeholders if entry.role == "weight"}
+    read = [sizes.keys() & set(part.reads) for part in built.parts]
+    return sum(sizes[name] for name in set().union(*read)), sum(sizes[name] for name in set().union(*read) - read[-1])
 
 
 def _runs(variant: Variant) -> str:

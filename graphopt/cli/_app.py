@@ -1,0 +1,96 @@
+"""The command-line application and how it fails: one clear message on stderr, a traceback only with ``--debug``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from graphopt.errors import GraphoptError, UsageError
+
+FAILURE, USAGE = 1, 2
+
+
+class Group(TyperGroup):
+    """Turns errors into messages and exit codes: 2 for the user's, 1 for all others."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        _quieten()
+        try:
+            return super().invoke(ctx)
+        except GraphoptError as error:
+            if debugging(ctx):
+                raise
+            complain(error.what, error.where, error.hint)
+            raise typer.Exit(USAGE if isinstance(error, UsageError) else FAILURE) from None
+        except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            if debugging(ctx) or isinstance(error, BrokenPipeError) or _is_click(error):
+                raise
+            first = str(error).strip().splitlines() or [""]
+            complain(f"{type(error).__name__}: {first[0]}", "", "run the same command with --debug for the traceback")
+            raise typer.Exit(FAILURE) from None
+
+
+def _is_click(error: BaseException) -> bool:
+    """Whether it is one of typer's own ways out (Exit, Abort) which are RuntimeErrors too."""
+    return type(error).__module__.split(".")[0] in ("typer", "click")
+
+
+def debugging(ctx: typer.Context) -> bool:
+    return bool((ctx.find_root().obj or {}).get("debug"))
+
+
+def _remember(ctx: typer.Context, value: bool) -> bool:
+    root = ctx.find_root()
+    root.obj = {"debug": value or bool((root.obj or {}).get("debug"))}
+    return value
+
+
+Debug = Annotated[
+    bool, typer.Option("--debug", callback=_remember, is_eager=True, help="Show the traceback of an error.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
+
+
+def complain(what: str, where: str = "", hint: str = "") -> None:
+    """Print what went wrong, where, and what to do next, on stderr."""
+    console = errors()
+    console.print(Text.assemble(("error: ", "bold red"), what))
+    for label, text in (("where", where), ("next", hint)):
+        if text:
+            console.print(Text.assemble((f"  {label + ':':7}", "dim"), text))
+
+
+def note(text: str) -> None:
+    """Something the user should know, on stderr, so that standard output stays what was asked for."""
+    errors().print(Text.assemble(("note: ", "bold yellow"), text))
+
+
+def out() -> Console:
+    """Standard output."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def errors() -> Console:
+    """Standard error."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _quieten() -> None:
+    """Only what graphopt has to say: libraries report errors, not what they would like to have installed."""
+    for variable in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("diffusers", "transformers", "huggingface_hub"):
+        if name in sys.modules:
+            logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="(diffusers|transformers|huggingface_hub)")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)

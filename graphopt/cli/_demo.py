@@ -1,0 +1,194 @@
+"""What `graphopt demo` does, once torch may be imported."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+import graphopt
+from graphopt.cli._app import errors
+from graphopt.cli._grid import Column, amplified, grid
+from graphopt.cli._load import device_of, load
+from graphopt.cli._measure import Comparison, Difference, Sampled, Sampler, Spread, in_turns, per_image, per_step
+from graphopt.cli._options import passes_named, target_named
+from graphopt.cli._show import duration, show_modules, table
+from graphopt.energy import Choice, best_meter
+from graphopt.runtime.report import Report
+
+
+@dataclass
+class Result:
+    """Everything one pipeline's comparison gave."""
+
+    name: str
+    kind: str
+    folder: Path
+    device: str
+    original: Sampled
+    compiled: Sampled
+    original_warm_up: float
+    compiled_warm_up: float
+    difference: Difference
+    factor: int
+    energy: Choice
+    report: Report
+
+    @property
+    def building(self) -> float:
+        """Seconds of capture, passes and code generation, of all modules and variants."""
+        return sum(variant.seconds for module in self.report.modules for variant in module.variants)
+
+
+def compare(
+    name: str, captions: Sequence[str], folder: Path, settings: dict[str, Any], watts: float | None, *, quiet: bool
+) -> Result:
+    """Sample `captions` with the bundled pipeline and with its compiled copy; save the pictures in `folder`."""
+    target, passes = target_named(settings["target"]), passes_named(settings["pass_pipeline"])
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors(), transient=True, disable=quiet) as progress:
+        task = progress.add_task(
+            f"{name}: loading", total=2 * settings["steps"] * -(-len(captions) // settings["batch"])
+        )
+        arguments = {"num_inference_steps": settings["steps"], "guidance_scale": settings["guidance_scale"]}
+        original, compiled = (Sampler(load(name), arguments, lambda: progress.advance(task)) for _ in range(2))
+        device = device_of(original.pipe)
+        energy = best_meter(device, watts_per_core=watts)
+        if energy.meter.measured:
+            progress.update(task, description=f"{name}: power at rest")
+            energy.meter.measure_idle()
+        sizes = [min(settings["batch"], len(captions) - k) for k in range(0, len(captions), settings["batch"])]
+        progress.update(task, description=f"{name}: warming up")
+        original_warm_up = original.warm_up(sizes)
+        progress.update(task, description=f"{name}: compiling")
+        graphopt.compile(compiled.pipe, target=target, pipeline=passes)
+        compiled_warm_up = compiled.warm_up(sizes)
+        progress.update(task, description=f"{name}: sampling, in turns")
+        ours, theirs = in_turns(original, compiled, captions, settings["seed"], settings["batch"], energy.meter)
+    before, after = ours.stack, theirs.stack
+    apart, factor = amplified(before, after)
+    difference = Difference.of(before, after)
+    steps = f"{settings['steps']} steps, guidance {settings['guidance_scale']:g}, seeds from {settings['seed']}"
+    equal = "all pixels are equal" if not difference.largest else (
+        f"largest {difference.largest} of 255 grey levels; shown × {factor}"
+    )  # fmt: skip
+    pair = [Column(before, "original"), Column(after, "compiled")]
+    for file, shown, title in (
+        ("original", [Column(before)], f"{name}, original: {steps}"),
+        ("compiled", [Column(after)], f"{name}, compiled by graphopt: {steps}"),
+        ("difference", [Column(apart, smooth=False)], f"{name}, |original − compiled|: {equal}"),
+        ("side_by_side", pair, f"{name}: {steps}; {equal.split(';')[0]} apart" if difference.largest else
+         f"{name}: {steps}; {equal}"),
+    ):  # fmt: skip
+        grid(shown, captions, title).save(folder / f"{file}.png")
+    return Result(name, type(original.pipe).__name__, folder, device, ours, theirs, original_warm_up, compiled_warm_up,
+                  difference, factor, energy, graphopt.report(compiled.pipe))  # fmt: skip
+
+
+def show(console: Console, result: Result) -> None:
+    """The comparison as tables."""
+    images = sum(result.original.sizes)
+    console.rule(f"[bold]{result.name}[/] ({result.kind}, {images} images on {result.device})", align="left")
+    rows = table("", "", "original", "compiled", "original / compiled")
+    image, step = per_image(result.original, result.compiled), per_step(result.original, result.compiled)
+    rows.add_row("time per image", *_cells(image))
+    if step:
+        rows.add_row("time per step of a batch", *_cells(step))
+    ours, theirs = result.original.joules_per_image, result.compiled.joules_per_image
+    word = "measured" if result.energy.meter.measured else "estimated"
+    rows.add_row(f"energy per image, {word}", f"{ours:.3g} J", f"{theirs:.3g} J", f"{ours / theirs:.3f}")
+    above = result.original.above_idle_per_image, result.compiled.above_idle_per_image
+    if above[0] and above[1]:
+        rows.add_row(
+            "  above the machine at rest", f"{above[0]:.3g} J", f"{above[1]:.3g} J", f"{above[0] / above[1]:.3f}"
+        )
+    rows.add_row("warm-up, not in the above", duration(result.original_warm_up), duration(result.compiled_warm_up), "")
+    console.print(rows)
+    batches = len(result.original.sizes)
+    console.print(
+        f"  [dim]Times: median \\[range] of {batches} batch{'es' * (batches > 1)}, for steps the middle 80 %. "
+        "Ratios: batch against its twin; above 1 compiled is faster.[/]"
+    )
+    console.print(f"  [dim]Energy: {result.energy.meter.source}.[/]")
+    for name, reason in result.energy.unavailable.items():
+        console.print(Text(f"  No {name} counter: {reason.splitlines()[0]}.", style="dim"))
+    console.print(
+        f"  Compiling took {duration(result.building)} (capture, passes, code); the rest of the warm-up compares the "
+        "compiled call with the original."
+    )
+    apart = result.difference
+    console.print(
+        "  Images: [bold green]all pixels are equal[/]" if not apart.largest else
+        f"  Images: the largest difference of a pixel is [bold]{apart.largest}[/] of 255 grey levels; "
+        f"{apart.share:.2%} of the values differ"
+    )  # fmt: skip
+    console.print(Text(f"  Pictures: {result.folder}/{{original,compiled,difference,side_by_side}}.png\n"))
+    show_modules(console, result.report, full=False)
+    console.print()
+
+
+def _cells(found: Comparison) -> tuple[str, str, str]:
+    def cell(spread: Spread) -> str:
+        low, high = duration(spread.low), duration(spread.high)
+        return f"{duration(spread.median)} [dim]\\[{low} – {high}][/]" if spread.count > 1 else duration(spread.median)
+
+    ratio = found.ratio
+    style = "green" if ratio.low > 1 else "red" if ratio.high < 1 else "yellow"
+    spread = f" [dim]\\[{ratio.low:.3f} – {ratio.high:.3f}][/]" if ratio.count > 1 else ""
+    return cell(found.original), cell(found.compiled), f"[{style}]{ratio.median:.3f}[/]{spread}"
+
+
+def as_dict(settings: dict[str, Any], results: Sequence[Result]) -> dict[str, Any]:
+    """``report.json``; seconds, joules, grey levels of 0 to 255."""
+    return {
+        "graphopt": graphopt.__version__,
+        "torch": torch.__version__,
+        "processor": {"architecture": platform.machine(), "threads": torch.get_num_threads()},
+        "settings": settings,
+        "pipelines": [_pipeline(result) for result in results],
+    }
+
+
+def _pipeline(result: Result) -> dict[str, Any]:
+    step, image = per_step(result.original, result.compiled), per_image(result.original, result.compiled)
+    choice, apart = result.energy, result.difference
+    return {
+        "name": result.name,
+        "pipeline": result.kind,
+        "device": result.device,
+        "images": sum(result.original.sizes),
+        "folder": str(result.folder),
+        "seconds_per_image": asdict(image),
+        "seconds_per_step": asdict(step) if step else None,
+        "batch_seconds": {"original": result.original.batch_seconds, "compiled": result.compiled.batch_seconds},
+        "warm_up_seconds": {"original": result.original_warm_up, "compiled": result.compiled_warm_up},
+        "compile_seconds": result.building,
+        "difference": {
+            "largest_grey_levels": apart.largest,
+            "mean_grey_levels": apart.mean,
+            "share_of_values": apart.share,
+            "picture_factor": result.factor,
+        },
+        "energy": {
+            "joules_per_image": {
+                "original": result.original.joules_per_image,
+                "compiled": result.compiled.joules_per_image,
+            },
+            "joules_per_image_above_idle": {
+                "original": result.original.above_idle_per_image,
+                "compiled": result.compiled.above_idle_per_image,
+            },
+            "measured": choice.meter.measured,
+            "source": choice.meter.source,
+            "unavailable": choice.unavailable,
+        },
+        "report": result.report.to_dict(),
+    }

@@ -1,0 +1,149 @@
+"""A diffusers pipeline from what the user wrote: a bundled name, a folder, a hub id, or ``module:factory``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from graphopt.bundle import bundled
+from graphopt.errors import GraphoptError, UsageError, nearest
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load(name: str, *, dtype: str | None = None) -> Any:
+    """The pipeline called `name`, its progress bar off.
+
+    Raises
+    ------
+    UsageError : there is no such thing, or it is no pipeline; the message says what was tried.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"unknown dtype '{dtype}'", where="--dtype", hint=nearest(dtype, DTYPES))
+    if re.fullmatch(r"[\w.]+:[\w.]+", name) and not Path(name).exists():
+        pipe = _from_factory(name, dtype)
+    else:
+        pipe = _from_pretrained(*_place(name), dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _place(name: str) -> tuple[str, bool]:
+    """What to give to ``from_pretrained``, and whether it is a folder."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise UsageError(
+                "this folder is no diffusers pipeline: it has no model_index.json",
+                where=str(path),
+                hint="give the folder that save_pretrained() wrote, not one of its components",
+            )
+        return str(path), True
+    if path.is_file():
+        raise UsageError("this is a file, not the folder of a pipeline", where=str(path), hint="give its folder")
+    try:
+        return str(bundled(name)), True
+    except UsageError as error:
+        if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name):
+            return name, False
+        raise UsageError(
+            f"there is no pipeline '{name}'",
+            where="looked for a bundled pipeline and for a folder",
+            hint=f"bundled: {error.hint}; or a folder, owner/name on the hub, or module:factory",
+        ) from None
+
+
+def _from_pretrained(place: str, is_folder: bool, dtype: str | None) -> Any:
+    import torch
+    from diffusers import DiffusionPipeline
+
+    options = {} if dtype is None else {"torch_dtype": getattr(torch, dtype)}
+    try:
+        return DiffusionPipeline.from_pretrained(place, use_safetensors=True, local_files_only=is_folder, **options)
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        if is_folder:
+            raise UsageError(
+                f"this folder cannot be loaded as a diffusers pipeline: {reason}",
+                where=place,
+                hint="its components must be there as model_index.json lists them, weights as .safetensors",
+            ) from error
+        raise UsageError(
+            f"'{place}' is no folder here, and cannot be had from the hub: {reason}",
+            where="PIPELINE",
+            hint="check the name and the network, or give a folder",
+        ) from error
+
+
+def _from_factory(name: str, dtype: str | None) -> Any:
+    from diffusers import DiffusionPipeline
+
+    module_name, _, attribute = name.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    try:
+        factory: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(
+            f"module '{module_name}' cannot be imported: {error}",
+            where=name,
+            hint="module:factory is looked for in the current folder and among installed packages",
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(factory, part):
+            known = [key for key, value in vars(factory).items() if callable(value) and not key.startswith("_")]
+            raise UsageError(f"module '{module_name}' has no '{part}'", where=name, hint=nearest(part, known))
+        factory = getattr(factory, part)
+    if not callable(factory):
+        raise UsageError(f"'{attribute}' is a {type(factory).__name__}, not a function", where=name)
+    try:
+        pipe = factory()
+    except GraphoptError:
+        raise
+    except Exception as error:
+        raise UsageError(f"the factory raised {type(error).__name__}: {error}", where=name) from error
+    if not isinstance(pipe, DiffusionPipeline):
+        raise UsageError(f"the factory returned a {type(pipe).__name__}, not a diffusers pipeline", where=name)
+    if dtype is not None:
+        import torch
+
+        pipe.to(dtype=getattr(torch, dtype))
+    return pipe
+
+
+def call_arguments(pipe: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `wanted` that were given (are not None), checked against what the pipeline takes.
+
+    PixArt's tables of resolutions begin at 256 pixels and refuse smaller models, for which they are switched off.
+    """
+    taken = inspect.signature(pipe.__call__).parameters
+    given = {key: value for key, value in wanted.items() if value is not None}
+    for key in given:
+        if key not in taken:
+            known = [name for name in taken if name not in ("self", "args", "kwargs")]
+            raise UsageError(
+                f"{type(pipe).__name__} takes no argument '{key}'", where="its call", hint=nearest(key, known)
+            )
+    needed = "prompt" in taken and taken["prompt"].default in (None, inspect.Parameter.empty)
+    if needed and not any(key in given for key in ("prompt", "prompt_embeds")):
+        raise UsageError(f"{type(pipe).__name__} needs a prompt", hint="--prompt 'a red apple'")
+    if "use_resolution_binning" in taken and "use_resolution_binning" not in given:
+        side = getattr(getattr(pipe, "transformer", None), "config", {}).get("sample_size") or 0
+        if side * getattr(pipe, "vae_scale_factor", 8) < 256:
+            given["use_resolution_binning"] = False
+    return given
+
+
+def device_of(pipe: Any) -> str:
+    """``cpu`` or ``cuda``: where its denoiser runs."""
+    return str(getattr(pipe, "device", "cpu")).split(":")[0]
+
+
+def network_name(pipe: Any) -> str:
+    """The component that is called once or more per step."""
+    return next((name for name in ("unet", "transformer", "prior", "decoder") if getattr(pipe, name, None)), "")

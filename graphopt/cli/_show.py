@@ -1,0 +1,143 @@
+"""Reports as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from graphopt.debug.statistics import PassRecord
+from graphopt.runtime.report import ModuleReport, Report, VariantReport
+
+
+def table(title: str, *columns: str, left: Sequence[str] = ()) -> Table:
+    """A table whose columns are numbers, right-aligned, except the first and those named in `left`."""
+    made = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), expand=False
+    )
+    for position, column in enumerate(columns):
+        text = position == 0 or column in left
+        made.add_column(column, justify="left" if text else "right", no_wrap=not text or position == 0)
+    return made
+
+
+def scaled(value: Any, unit: str = "") -> str:
+    """``12.3 M`` with SI prefixes; a symbolic size as it is."""
+    if not isinstance(value, int | float):
+        return str(value)
+    if value == 0:
+        return "0"
+    size, prefixes = float(value), ["", "k", "M", "G", "T"]
+    while abs(size) >= 999.5 and len(prefixes) > 1:
+        size /= 1000
+        prefixes.pop(0)
+    digits = f"{size:.0f}" if abs(size) >= 99.5 else f"{size:.3g}"
+    return f"{digits} {prefixes[0]}{unit}".strip()
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def show_modules(console: Console, report: Report, *, full: bool) -> None:
+    """Stages and passes of every module; without `full`, passes only of those called once or more per step."""
+    stages = table("Stages", "module", "stage", "target", "nodes", "FLOPs", "bytes", "weights", "kept", "hits",
+                   "misses", left=("stage", "target"))  # fmt: skip
+    for module in report.modules:
+        for variant in module.variants[-1:]:
+            for k, stage in enumerate(variant.stages):
+                memo = (scaled(stage.kept_bytes, "B"), str(stage.hits), str(stage.misses))
+                stages.add_row(
+                    module.name if k == 0 else "",
+                    stage.name.replace("_", " × "),
+                    stage.target,
+                    str(stage.nodes),
+                    scaled(stage.flops),
+                    scaled(stage.bytes, "B"),
+                    scaled(stage.weight_bytes, "B"),
+                    *(("", "", "") if stage.name == "step" else memo),
+                )
+    console.print(stages)
+    console.print(
+        "  [dim]FLOPs and bytes moved are per evaluation of a stage; hits were served from what is kept.[/]\n"
+    )
+    denoisers = [module for module in report.modules if "encoder" not in module.name and "decoder" not in module.name]
+    for module in report.modules if full else denoisers or report.modules[:1]:
+        for variant in module.variants[-1:]:
+            console.print(_passes(module.name, variant.passes))
+    console.print(fates(report.modules))
+
+
+def _passes(name: str, records: Sequence[PassRecord]) -> Table:
+    made = table(f"Passes on {name} (the step, before → after)", "pass", "accuracy", "fired", "nodes", "FLOPs", "bytes",
+                 "refused", left=("accuracy", "refused"))  # fmt: skip
+    for record in records:
+        top = record.refusals.most_common(1)
+        refused = f"{sum(record.refusals.values())}, mostly: {top[0][0]}" if top else ""
+        made.add_row(
+            record.name,
+            record.accuracy,
+            str(record.fired),
+            _change(record.nodes),
+            _change(record.flops, scale=True),
+            _change(record.bytes, "B", scale=True),
+            Text(f"failed: {record.error.splitlines()[0]}", style="red") if record.error else refused,
+        )
+    return made
+
+
+def _change(pair: tuple[Any, Any], unit: str = "", *, scale: bool = False) -> str:
+    before, after = ((scaled(value, unit) if scale else str(value)) for value in pair)
+    return "·" if pair[0] == pair[1] else f"{before} → {after}"
+
+
+def fates(modules: Sequence[ModuleReport]) -> Text:
+    """One line per module: how many calls ran compiled, or why not."""
+    lines = []
+    for module in modules:
+        served = module.calls - sum(module.asides.values())
+        lines.append(Text.assemble((module.name, "bold"), f" ({module.module}): {fate(module, served)}"))
+        lines += [Text(f"  left to the module {count}×: {reason}") for reason, count in module.asides.items()]
+        lines += [Text(f"  note: {text}") for variant in module.variants for text in variant.notes]
+    return Text("\n").join(lines)
+
+
+def fate(module: ModuleReport, served: int) -> str:
+    if not module.variants:
+        return f"{module.calls} calls, none captured"
+    ways = list(dict.fromkeys(way(variant) for variant in module.variants))
+    return f"{served} of {module.calls} calls in {len(module.variants)} variant{'s' * (len(module.variants) > 1)}; " + (
+        "; ".join(ways)
+    )
+
+
+def way(variant: VariantReport) -> str:
+    """How a variant runs, its race in numbers a reader knows."""
+    return variant.runs
+
+
+def show_weights(console: Console, report: Report) -> None:
+    """Bytes of weights, and of those that the step does not read."""
+    rows = table("Weights", "module", "in all", "read by the step", "not read by the step", "share")
+    for module in report.modules:
+        for variant in module.variants[-1:]:
+            total, idle = variant.weight_bytes, variant.idle_weight_bytes
+            share = f"{idle / total:.1%}" if total else "·"
+            rows.add_row(module.name, scaled(total, "B"), scaled(total - idle, "B"), scaled(idle, "B"), share)
+    console.print()
+    console.print(rows)
+    console.print("  [dim]What the step does not read is needed once per request or schedule only.[/]\n")
+
+
+def show_inputs(console: Console, report: Report) -> None:
+    """Roles of the inputs, of each module's newest variant."""
+    rows = table("Inputs", "module", "input", "role", left=("input", "role"))
+    for module in report.modules:
+        for variant in module.variants[-1:]:
+            for k, (path, role) in enumerate(variant.inputs.items()):
+                rows.add_row(module.name if k == 0 else "", path, role)
+    console.print(rows)

@@ -1,0 +1,138 @@
+"""``graphopt run``: images from any diffusers pipeline, compiled."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from graphopt.cli._app import AsJson, Debug, errors, out
+from graphopt.errors import GraphoptError, UsageError
+
+Arguments = Annotated[
+    list[str] | None,
+    typer.Option("--arg", help="An argument of the pipeline's call, key=value with a JSON value; repeat for more."),
+]
+Name = Annotated[str, typer.Argument(metavar="PIPELINE", help="A bundled name, a folder, a hub id, or module:factory.")]
+
+
+def run(
+    pipeline: Name,
+    prompt: Annotated[list[str] | None, typer.Option(help="What to draw; repeat for more.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; else the pipeline's own.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; else the pipeline's own.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the first image; the next ones count up.")] = 0,
+    height: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
+    arg: Arguments = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    target: Annotated[str, typer.Option(help="auto, eager, inductor, or a plug-in's.")] = "auto",
+    pass_pipeline: Annotated[str | None, typer.Option(help="Passes, such as exact or none.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the images.")] = Path("graphopt-run"),
+    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Or run the pipeline as it is.")] = True,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Generate images with any diffusers pipeline, compiled.
+
+    For example:
+
+        graphopt run emoji-unet --prompt "red apple"
+
+        graphopt run path/to/folder --prompt "a cabin" --count 4 --steps 30 --dtype bfloat16 -o cabins
+
+        graphopt run facebook/DiT-XL-2-256 --arg "class_labels=[207]"
+
+        graphopt run my_module:make_pipeline --prompt "a cabin" --no-compile
+    """
+    from graphopt.cli._load import call_arguments, load
+    from graphopt.cli._options import passes_named, target_named
+
+    wanted = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "negative_prompt": negative_prompt,
+        "height": height,
+        "width": width,
+        **call_values(arg),
+    }
+    chosen, passes = target_named(target), passes_named(pass_pipeline)
+    pipe = load(pipeline, dtype=dtype)
+    prompts: list[str | None] = [*prompt] if prompt else [None]
+    calls = [call_arguments(pipe, {"prompt": text, **wanted}) for text in prompts]
+    import torch
+
+    import graphopt
+
+    if compile:
+        graphopt.compile(pipe, target=chosen, pipeline=passes)
+    output.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for k in range(len(calls) * count):
+        call, start = calls[k // count], time.perf_counter()
+        with errors().status(f"image {k + 1} of {len(calls) * count}"), torch.no_grad():
+            result = pipe(**call, generator=torch.Generator().manual_seed(seed + k))
+        seconds = time.perf_counter() - start
+        for number, image in enumerate(_images(result)):
+            path = output / f"{k:04d}{f'_{number}' if number else ''}.png"
+            image.save(path)
+            rows.append({"file": str(path), "prompt": call.get("prompt"), "seed": seed + k, "seconds": seconds})
+    summary = {
+        "pipeline": type(pipe).__name__,
+        "compiled": compile,
+        "images": rows,
+        "report": graphopt.report(pipe).to_dict() if compile else None,
+    }
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    else:
+        _show(rows, graphopt.report(pipe) if compile else None)
+
+
+def _show(rows: list[dict[str, Any]], report: Any) -> None:
+    from rich.text import Text
+
+    from graphopt.cli._show import duration, fates
+
+    for row in rows:
+        prompt = f"  “{row['prompt']}”" if row["prompt"] else ""
+        out().print(Text.assemble((row["file"], "bold"), f"  {duration(row['seconds'])}{prompt}, seed {row['seed']}"))
+    if report:
+        first = "the first image includes compiling; " if len(rows) > 1 else "the time includes compiling; "
+        errors().print(Text(f"{first}graphopt report shows what the compiler did", style="dim"))
+        errors().print(fates(report.modules))
+
+
+def _images(result: Any) -> list[Any]:
+    """PIL images of a pipeline's output; those of videos frame by frame."""
+    found = getattr(result, "images", None)
+    if found is None:
+        found = getattr(result, "frames", None)
+    flat = [image for entry in found or [] for image in (entry if isinstance(entry, list) else [entry])]
+    if not flat or not all(hasattr(image, "save") for image in flat):
+        raise GraphoptError(
+            f"the pipeline returned a {type(result).__name__} without pictures",
+            hint="graphopt run saves images; from Python, graphopt.compile works for this pipeline as well",
+        )
+    return flat
+
+
+def call_values(texts: list[str] | None) -> dict[str, Any]:
+    """``key=value`` arguments; a value that is not JSON is taken as text."""
+    found: dict[str, Any] = {}
+    for text in texts or []:
+        key, mark, value = text.partition("=")
+        if not mark or not key.strip().isidentifier():
+            raise UsageError(f"'{text}' is not key=value", where="--arg", hint="--arg 'class_labels=[207]'")
+        try:
+            found[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            if value[:1] in ("[", "{", '"'):
+                raise UsageError(f"'{value}' is not valid JSON", where=f"--arg {key}") from None
+            found[key.strip()] = value
+    return found
