@@ -170,7 +170,7 @@ def evaluate(out: Path) -> None:
     def measure(name: str, pictures: torch.Tensor) -> None:
         features = embed(judge, pictures)
         figures = asdict(verdict(judge, features, every, data.labels, data.captions))
-        figures["frechet_distance"] = frechet(features, real)
+        figures["frechet_distance"] = abs(frechet(features, real))  # never −0
         result[name] = {key: round(value, 4) for key, value in figures.items()}
         print(name, result[name], flush=True)
 
