@@ -19,7 +19,9 @@ from graphopt.ir.program import Program, infer
 aten = torch.ops.aten
 
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
-STRIDE_READERS = frozenset({aten.as_strided.default, aten.sym_stride.int, aten.view.dtype, aten.view_as_complex.default})
+STRIDE_READERS = frozenset(
+    {aten.as_strided.default, aten.sym_stride.int, aten.view.dtype, aten.view_as_complex.default}
+)
 
 
 def strides(value: Any) -> Any:
@@ -76,14 +78,22 @@ def _infer_layout(program: Program, node: fx.Node) -> Any:
 
 
 def _restore(program: Program, node: fx.Node, before: torch.Tensor) -> None:
-    """Return a copy of `node` with the strides of `before`."""
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        if before.is_contiguous(memory_format=memory_format) and (
-            memory_format == torch.contiguous_format or before.ndim == 4
-        ):
-            copy = program.call(
-                aten.clone.default, node, memory_format=memory_format, before=program.output, like=node
+    """Return `node`, or a copy of it, with the strides of `before`."""
+    result = node
+    if _memory(node.meta["val"]) != _memory(before):
+        formats = [torch.contiguous_format, *([torch.channels_last] if before.ndim == 4 else [])]
+        fitting = [entry for entry in formats if before.is_contiguous(memory_format=entry)]
+        if not fitting:
+            raise PassError(
+                f"a result has strides {tuple(before.stride())}, which no memory format gives", where=node.name
             )
-            program.output.replace_input_with(node, copy)
-            return
-    raise PassError(f"a result has strides {tuple(before.stride())}, which no memory format gives", where=node.name)
+        result = program.call(aten.clone.default, node, memory_format=fitting[0], before=program.output, like=node)
+    if result.meta["val"].stride() != before.stride():  # dimensions of size 1, where any stride will do
+        sizes, steps = list(before.shape), list(before.stride())
+        result = program.call(aten.as_strided.default, result, sizes, steps, before=program.output, like=node)
+    program.output.replace_input_with(node, result)
+
+
+def _memory(value: torch.Tensor) -> list[int]:
+    """The strides that matter: of dimensions longer than 1."""
+    return [step for size, step in zip(value.shape, value.stride(), strict=True) if size != 1]

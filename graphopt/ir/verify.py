@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from graphopt.errors import VerificationError
 from graphopt.ir.program import Program, infer
+from graphopt.ir.shapes import MEANING
 from graphopt.ir.stages import check_placements
 
 
@@ -122,6 +123,7 @@ def _double(tensor: torch.Tensor) -> torch.Tensor:
 def _in_double(program: Program) -> Program:
     program = program.copy()
     for node in program.calls():
+        node.target = MEANING.get(node.target, node.target)
         node.args, node.kwargs = tree_map_only(
             torch.dtype, lambda kind: torch.float64 if kind.is_floating_point else kind, (node.args, node.kwargs)
         )

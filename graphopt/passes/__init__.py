@@ -1,8 +1,11 @@
 """The passes, one file each, in no order: the order in which they run is that of a pipeline (`graphopt.pipelines`)."""
 
 from .fold_constants import FoldConstants
+from .fuse_pointwise import FusePointwise
 from .hoist import Hoist
 from .merge_common import MergeCommon
+from .merge_linears import MergeLinears
+from .pack_weights import PackWeights
 from .remove_dead import RemoveDead
 from .simplify_identities import SimplifyIdentities
 from .simplify_views import SimplifyViews
@@ -10,8 +13,11 @@ from .tabulate import Tabulate
 
 PASSES = (
     FoldConstants,
+    FusePointwise,
     Hoist,
     MergeCommon,
+    MergeLinears,
+    PackWeights,
     RemoveDead,
     SimplifyIdentities,
     SimplifyViews,
@@ -21,8 +27,11 @@ PASSES = (
 __all__ = [
     "PASSES",
     "FoldConstants",
+    "FusePointwise",
     "Hoist",
     "MergeCommon",
+    "MergeLinears",
+    "PackWeights",
     "RemoveDead",
     "SimplifyIdentities",
     "SimplifyViews",
