@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from graphopt.cli._grid import Column, amplified, grid
 from graphopt.cli._load import device_of, load
 from graphopt.cli._measure import Comparison, Difference, Sampled, Sampler, Spread, in_turns, per_image, per_step
 from graphopt.cli._options import passes_named, target_named
-from graphopt.cli._show import duration, show_modules, table
+from graphopt.cli._show import duration, remark, show_modules, table
 from graphopt.energy import Choice, best_meter
 from graphopt.runtime.report import Report
 
@@ -40,6 +41,7 @@ class Result:
     factor: int
     energy: Choice
     report: Report
+    load: float  # others' programs that wanted to run when the comparison began, per processor
 
     @property
     def building(self) -> float:
@@ -53,6 +55,7 @@ def compare(
     """Sample `captions` with the bundled pipeline and with its compiled copy; save the pictures in `folder`."""
     target, passes = target_named(settings["target"]), passes_named(settings["pass_pipeline"])
     folder.mkdir(parents=True, exist_ok=True)
+    load_before = os.getloadavg()[0] / (os.cpu_count() or 1)
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors(), transient=True, disable=quiet) as progress:
         task = progress.add_task(
@@ -84,13 +87,13 @@ def compare(
     for file, shown, title in (
         ("original", [Column(before)], f"{name}, original: {steps}"),
         ("compiled", [Column(after)], f"{name}, compiled by graphopt: {steps}"),
-        ("difference", [Column(apart, smooth=False)], f"{name}, |original − compiled|: {equal}"),
+        ("difference", [Column(apart, smooth=False)], f"{name}, |original - compiled|: {equal}"),
         ("side_by_side", pair, f"{name}: {steps}; {equal.split(';')[0]} apart" if difference.largest else
          f"{name}: {steps}; {equal}"),
     ):  # fmt: skip
         grid(shown, captions, title).save(folder / f"{file}.png")
     return Result(name, type(original.pipe).__name__, folder, device, ours, theirs, original_warm_up, compiled_warm_up,
-                  difference, factor, energy, graphopt.report(compiled.pipe))  # fmt: skip
+                  difference, factor, energy, graphopt.report(compiled.pipe), load_before)  # fmt: skip
 
 
 def show(console: Console, result: Result) -> None:
@@ -104,7 +107,9 @@ def show(console: Console, result: Result) -> None:
         rows.add_row("time per step of a batch", *_cells(step))
     ours, theirs = result.original.joules_per_image, result.compiled.joules_per_image
     word = "measured" if result.energy.meter.measured else "estimated"
-    rows.add_row(f"energy per image, {word}", f"{ours:.3g} J", f"{theirs:.3g} J", f"{ours / theirs:.3f}")
+    rows.add_row(
+        f"energy per image, {word}", f"{ours:.3g} J", f"{theirs:.3g} J", f"{ours / theirs:.3f}" if theirs else ""
+    )
     above = result.original.above_idle_per_image, result.compiled.above_idle_per_image
     if above[0] and above[1]:
         rows.add_row(
@@ -113,24 +118,31 @@ def show(console: Console, result: Result) -> None:
     rows.add_row("warm-up, not in the above", duration(result.original_warm_up), duration(result.compiled_warm_up), "")
     console.print(rows)
     batches = len(result.original.sizes)
-    console.print(
-        f"  [dim]Times: median \\[range] of {batches} batch{'es' * (batches > 1)}, for steps the middle 80 %. "
-        "Ratios: batch against its twin; above 1 compiled is faster.[/]"
+    remark(
+        console,
+        f"[dim]Times: median and range of {batches} batch{'es' * (batches > 1)}, for steps the middle 80 %. "
+        "Ratios: batch against its twin; above 1 compiled is faster.[/]",
     )
-    console.print(f"  [dim]Energy: {result.energy.meter.source}.[/]")
+    remark(console, f"[dim]Energy: {result.energy.meter.source}.[/]")
+    if result.load > 0.5:
+        remark(
+            console,
+            f"[yellow]Other programs kept this machine busy (load {result.load:.1f} per processor at the start): "
+            "times are unsteady; repeat on a quiet machine.[/]",
+        )
     for name, reason in result.energy.unavailable.items():
-        console.print(Text(f"  No {name} counter: {reason.splitlines()[0]}.", style="dim"))
-    console.print(
-        f"  Compiling took {duration(result.building)} (capture, passes, code); the rest of the warm-up compares the "
-        "compiled call with the original."
+        remark(console, Text(f"No {name} counter: {reason.splitlines()[0]}.", style="dim"))
+    remark(
+        console,
+        f"Compiling took {duration(result.building)} (capture, passes, code). The rest of the warm-up is first calls, "
+        "which are checked against the original's, in values and (target auto) in time.",
     )
     apart = result.difference
-    console.print(
-        "  Images: [bold green]all pixels are equal[/]" if not apart.largest else
-        f"  Images: the largest difference of a pixel is [bold]{apart.largest}[/] of 255 grey levels; "
+    remark(console, "Images: [bold green]all pixels are equal[/]" if not apart.largest else
+        f"Images: the largest difference of a pixel is [bold]{apart.largest}[/] of 255 grey levels; "
         f"{apart.share:.2%} of the values differ"
     )  # fmt: skip
-    console.print(Text(f"  Pictures: {result.folder}/{{original,compiled,difference,side_by_side}}.png\n"))
+    remark(console, Text(f"Pictures: {result.folder}/{{original,compiled,difference,side_by_side}}.png\n"))
     show_modules(console, result.report, full=False)
     console.print()
 
@@ -138,11 +150,11 @@ def show(console: Console, result: Result) -> None:
 def _cells(found: Comparison) -> tuple[str, str, str]:
     def cell(spread: Spread) -> str:
         low, high = duration(spread.low), duration(spread.high)
-        return f"{duration(spread.median)} [dim]\\[{low} – {high}][/]" if spread.count > 1 else duration(spread.median)
+        return f"{duration(spread.median)}\n[dim]{low} – {high}[/]" if spread.count > 1 else duration(spread.median)
 
     ratio = found.ratio
     style = "green" if ratio.low > 1 else "red" if ratio.high < 1 else "yellow"
-    spread = f" [dim]\\[{ratio.low:.3f} – {ratio.high:.3f}][/]" if ratio.count > 1 else ""
+    spread = f"\n[dim]{ratio.low:.3f} – {ratio.high:.3f}[/]" if ratio.count > 1 else ""
     return cell(found.original), cell(found.compiled), f"[{style}]{ratio.median:.3f}[/]{spread}"
 
 
@@ -177,6 +189,7 @@ def _pipeline(result: Result) -> dict[str, Any]:
             "share_of_values": apart.share,
             "picture_factor": result.factor,
         },
+        "load_before": result.load,
         "energy": {
             "joules_per_image": {
                 "original": result.original.joules_per_image,

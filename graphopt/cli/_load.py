@@ -60,7 +60,11 @@ def _place(name: str) -> tuple[str, bool]:
 def _from_pretrained(place: str, is_folder: bool, dtype: str | None) -> Any:
     import torch
     from diffusers import DiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     options = {} if dtype is None else {"torch_dtype": getattr(torch, dtype)}
     try:
         return DiffusionPipeline.from_pretrained(place, use_safetensors=True, local_files_only=is_folder, **options)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -43,6 +44,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
+def remark(console: Console, text: str | Text) -> None:
+    """Print a paragraph, indented as the tables are."""
+    console.print(Padding(Text.from_markup(text) if isinstance(text, str) else text, (0, 0, 0, 2)))
+
+
 def show_modules(console: Console, report: Report, *, full: bool) -> None:
     """Stages and passes of every module; without `full`, passes only of those called once or more per step."""
     stages = table("Stages", "module", "stage", "target", "nodes", "FLOPs", "bytes", "weights", "kept", "hits",
@@ -62,9 +68,8 @@ def show_modules(console: Console, report: Report, *, full: bool) -> None:
                     *(("", "", "") if stage.name == "step" else memo),
                 )
     console.print(stages)
-    console.print(
-        "  [dim]FLOPs and bytes moved are per evaluation of a stage; hits were served from what is kept.[/]\n"
-    )
+    remark(console, "[dim]FLOPs and bytes moved are per evaluation of a stage; hits were served from what is kept.[/]")
+    console.print()
     denoisers = [module for module in report.modules if "encoder" not in module.name and "decoder" not in module.name]
     for module in report.modules if full else denoisers or report.modules[:1]:
         for variant in module.variants[-1:]:
@@ -72,27 +77,36 @@ def show_modules(console: Console, report: Report, *, full: bool) -> None:
     console.print(fates(report.modules))
 
 
-def _passes(name: str, records: Sequence[PassRecord]) -> Table:
-    made = table(f"Passes on {name} (the step, before → after)", "pass", "accuracy", "fired", "nodes", "FLOPs", "bytes",
-                 "refused", left=("accuracy", "refused"))  # fmt: skip
+def _passes(name: str, records: Sequence[PassRecord]) -> Group:
+    """A row per pass, and under the table the most frequent reason why each one held back."""
+    made = table(f"Passes on {name} (the step, before → after)", "pass", "accuracy", "fired", "refused", "nodes",
+                 "FLOPs", "bytes")  # fmt: skip
+    reasons = []
     for record in records:
-        top = record.refusals.most_common(1)
-        refused = f"{sum(record.refusals.values())}, mostly: {top[0][0]}" if top else ""
+        refused = sum(record.refusals.values())
         made.add_row(
             record.name,
             record.accuracy,
-            str(record.fired),
+            "[red]failed[/]" if record.error else str(record.fired),
+            str(refused or "·"),
             _change(record.nodes),
             _change(record.flops, scale=True),
             _change(record.bytes, "B", scale=True),
-            Text(f"failed: {record.error.splitlines()[0]}", style="red") if record.error else refused,
         )
-    return made
+        if record.error:
+            reasons.append(Text(f"  {record.name} was rolled back: {record.error.splitlines()[0]}", style="red"))
+        for reason, count in record.refusals.most_common(1):
+            often = f"{count} of {refused}" if count < refused else f"{refused}"
+            reasons.append(Text.assemble(f"  {record.name} refused {often}: ", (reason, "dim")))
+    return Group(made, *reasons, "")
 
 
 def _change(pair: tuple[Any, Any], unit: str = "", *, scale: bool = False) -> str:
+    """Before → after, in per cent where the figures shown would be the same, a dot where nothing changed."""
+    if pair[0] == pair[1]:
+        return "·"
     before, after = ((scaled(value, unit) if scale else str(value)) for value in pair)
-    return "·" if pair[0] == pair[1] else f"{before} → {after}"
+    return f"{pair[1] / pair[0] - 1:+.2%}" if before == after and pair[0] else f"{before} → {after}"
 
 
 def fates(modules: Sequence[ModuleReport]) -> Text:
@@ -130,7 +144,8 @@ def show_weights(console: Console, report: Report) -> None:
             rows.add_row(module.name, scaled(total, "B"), scaled(total - idle, "B"), scaled(idle, "B"), share)
     console.print()
     console.print(rows)
-    console.print("  [dim]What the step does not read is needed once per request or schedule only.[/]\n")
+    remark(console, "[dim]What the step does not read is needed once per request or schedule only.[/]")
+    console.print()
 
 
 def show_inputs(console: Console, report: Report) -> None:

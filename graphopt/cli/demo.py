@@ -27,7 +27,7 @@ def demo(
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Guidance scale; above 1 the network sees each image twice.")] = 4.0,
     seed: Annotated[int, typer.Option(help="Of the first image; the next ones count up.")] = 0,
-    images: Annotated[int | None, typer.Option(min=1, help="How many; captions are repeated.  [default: 16]")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="How many; else one per caption given, or 16.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images generated together.")] = 4,
     target: Annotated[str, typer.Option(help="auto, eager, inductor, or a plug-in's.")] = "auto",
     pass_pipeline: Annotated[str | None, typer.Option(help="Passes, such as exact or none.")] = None,
@@ -40,7 +40,9 @@ def demo(
 ) -> None:
     """Compare a trained pipeline with its compiled self: images, time, energy.
 
-    Both sample the same captions with the same seeds, batch by batch in turns, so that they share the machine's moods.
+    Both sample the same captions with the same seeds, batch by batch in turns, so that they share
+    whatever drifts.
+
     For each pipeline original.png, compiled.png, difference.png and side_by_side.png are saved, and all numbers in
     report.json.
 

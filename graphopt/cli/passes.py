@@ -56,8 +56,9 @@ def passes(
     rows = table("Passes", "pass", "accuracy", "before → after", left=("accuracy", "before → after"))
     for key, cls in sorted(known.items()):
         about = describe(key, cls)
-        options = "".join(f"\n{option} = {default}" for option, default in about["options"].items())
-        rows.add_row(key, about["accuracy"], Text.assemble(about["equation"], (options, "dim")))
+        options = ", ".join(f"{option} = {default}" for option, default in about["options"].items())
+        equation = about["equation"].replace("``", "")
+        rows.add_row(key, about["accuracy"], Text.assemble(equation, (f"\n{options}" if options else "", "dim")))
     out().print(rows)
     for key, order in orders.items():
         out().print(Text.assemble(("pipeline ", "dim"), (key, "bold"), ": ", " → ".join(order) or "no passes"))

@@ -1,0 +1,78 @@
+"""What users get wrong: one message that says what, where and what next, an exit code, and no traceback."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+FACTORIES = "tests.cli.factories"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["run", "emoji-unte", "--prompt", "x"], 2, r"no pipeline 'emoji-unte'.*did you mean 'emoji-unet'"),
+        (["report", "nowhere"], 2, r"no pipeline 'nowhere'.*bundled: .*emoji-unet.*module:factory"),
+        (["run", "owner/name", "--prompt", "x"], 2, r"'owner/name' is no folder here.*hub.*give a folder"),
+        (["run", "emoji-unet"], 2, r"needs a prompt.*--prompt"),
+        (["run", "emoji-unet", "--prompt", "x", "--arg", "strenght=1"], 2, r"takes no argument 'strenght'"),
+        (["run", "emoji-unet", "--prompt", "x", "--arg", "noise"], 2, r"'noise' is not key=value"),
+        (["run", "emoji-unet", "--prompt", "x", "--arg", "eta=[1"], 2, r"not valid JSON.*--arg eta"),
+        (["run", "emoji-unet", "--prompt", "x", "--dtype", "float12"], 2, r"dtype 'float12'.*float32"),
+        (["run", "emoji-unet", "--prompt", "x", "--target", "eagre"], 2, r"unknown target 'eagre'.*'eager'"),
+        (["run", "emoji-unet", "--prompt", "x", "--pass-pipeline", "exakt"], 2, r"'exakt'.*'exact'"),
+        (["run", "emoji-unet", "--prompt", "x", "--pass-pipeline", "remove_dead{no=1}"], 2, r"options cannot be used"),
+        (["run", f"{FACTORIES}:failing"], 2, r"ValueError: there are no weights"),
+        (["run", f"{FACTORIES}:unconditonal"], 2, r"has no 'unconditonal'.*did you mean 'unconditional'"),
+        (["run", f"{FACTORIES}:not_callable"], 2, r"is a int, not a function"),
+        (["run", f"{FACTORIES}:no_pipeline"], 2, r"returned a SimpleNamespace, not a diffusers pipeline"),
+        (["run", "no_such_module:make"], 2, r"'no_such_module' cannot be imported"),
+        (["demo", "--pipeline", "emoji-vit"], 2, r"'emoji-vit'.*did you mean 'emoji-dit'"),
+        (["demo", "--captions", "absent.txt"], 2, r"captions cannot be read: No such file.*absent.txt"),
+        (["demo", "--captions", "x", "--prompt", "y"], 2, r"not both"),
+        (["demo", "--prompt", " "], 2, r"a prompt is empty"),
+        (["demo", "--prompt", "a", "--prompt", "b", "--images", "1"], 2, r"2 captions, but only 1 images"),
+        (["demo", "--steps", "0"], 2, r"--steps"),
+        (["passes", "hoits"], 2, r"no pass 'hoits'"),
+        (["passes", "--nonsense"], 2, r"--nonsense"),
+        (["dmeo"], 2, r"dmeo"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_says_what_where_and_what_next(
+    arguments: list[str], code: int, expected: str, run: Run, read_once: None
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert re.search(expected, " ".join(result.stderr.split())), result.stderr
+
+
+def test_folder_that_is_no_pipeline(tmp_path: Path, run: Run) -> None:
+    result = run("report", str(tmp_path))
+    assert result.exit_code == 2
+    assert "has no model_index.json" in result.stderr
+    (tmp_path / "model_index.json").write_text("{}")
+    result = run("report", str(tmp_path))
+    assert result.exit_code == 2
+    assert "cannot be loaded as a diffusers pipeline" in result.stderr
+    result = run("report", str(tmp_path / "model_index.json"))
+    assert "is a file" in result.stderr
+
+
+def test_empty_captions(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "captions.txt").write_text("\n\n")
+    result = run("demo", "--captions", str(tmp_path / "captions.txt"))
+    assert result.exit_code == 2
+    assert "no captions" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "passes", "hoits"), ("passes", "hoits", "--debug")])
+def test_debug_shows_the_error_itself(arguments: tuple[str, ...], run: Run) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert type(result.exception).__name__ == "UsageError"
