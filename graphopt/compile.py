@@ -12,7 +12,7 @@ import torch
 from graphopt import pipelines
 from graphopt.capture.calls import Call, CallTaker
 from graphopt.capture.export import capture
-from graphopt.capture.roles import NUMBERS_AS_TENSORS, explicit, observe, roles_by_name
+from graphopt.capture.roles import NUMBERS_AS_TENSORS, check_roles, explicit, observe, roles_by_name
 from graphopt.debug.statistics import Statistics
 from graphopt.errors import TargetError, UsageError, nearest
 from graphopt.ir.program import Role
@@ -53,27 +53,44 @@ def compile(
 
     Returns
     -------
-    The same object (for an exported program: its module). Undo with `graphopt.restore`; see what was done with `graphopt.report`.
+    The same object (for an exported program: its module). Undo with `graphopt.restore`; see what was done with
+    `graphopt.report`. When compiling raises, everything is as it was before.
 
     Raises
     ------
     UsageError : `x` is nothing graphopt can compile, or an argument is not understood.
-    RoleError : a role or an argument named in `roles` does not exist (at the first call when `inputs` is left out).
+    RoleError : a role or an argument named in `roles` does not exist.
     """
     if isinstance(x, torch.export.ExportedProgram):
         x, inputs = _exported(x, inputs)  # type: ignore[assignment]
     chosen, race = _target(target)
     passes = _pipeline(pipeline, chosen)
-    for name, module in _modules(x):
-        takers = [CallTaker(module.forward, NUMBERS_AS_TENSORS), CallTaker(module.forward)]
-        known = _observed(inputs, takers[0]) if not _is_pipeline(x) else None
+    found = list(_modules(x))
+    _check_inputs(x, inputs)
+    takers = [(CallTaker(m.forward, NUMBERS_AS_TENSORS), CallTaker(m.forward)) for _, m in found]
+    check_roles(roles or {}, [with_numbers.parameters for with_numbers, _ in takers])
+    installed = []
+    for (name, module), pair in zip(found, takers, strict=True):
+        known = None if _is_pipeline(x) else _observed(inputs, pair[0])
         builder = _Builder(module, name, known, roles or {}, passes, chosen, strict, observers)
-        restore(module)
-        module._compiled_call_impl = Installed(
-            module, name, builder, takers, max_bytes=max_bytes, race=race, strict=strict
-        )
-    _warm_up(x, inputs)
+        installed.append(Installed(module, name, builder, pair, max_bytes=max_bytes, race=race, strict=strict))
+    before = [module.__dict__.get("_compiled_call_impl") for _, module in found]
+    try:
+        for entry in installed:
+            entry.module._compiled_call_impl = entry
+        _warm_up(x, inputs)
+    except BaseException:
+        for (_, module), call in zip(found, before, strict=True):
+            _put_back(module, call)
+        raise
     return x
+
+
+def _put_back(module: torch.nn.Module, call: Any) -> None:
+    if call is None:
+        module.__dict__.pop("_compiled_call_impl", None)
+    else:
+        module._compiled_call_impl = call
 
 
 class _Builder:
@@ -88,7 +105,8 @@ class _Builder:
 
     def __call__(self, call: Call, taker: CallTaker) -> Built:
         paths = [p for p, leaf in zip(taker.paths(call), call.leaves, strict=True) if isinstance(leaf, torch.Tensor)]
-        roles = explicit(self.roles, paths, {**roles_by_name(paths), **(self.observed or {})})
+        mine = {name: role for name, role in self.roles.items() if name.partition(".")[0] in taker.parameters}
+        roles = explicit(mine, paths, {**roles_by_name(paths), **(self.observed or {})})
         captured = capture(self.module, taker, call, roles, self.name)
         statistics = Statistics()
         observer = Observers((statistics, *self.observers))
@@ -119,7 +137,7 @@ def restore(x: Any) -> None:
     """Undo `compile`: the module or every component of the pipeline runs as if graphopt had never seen it."""
     for _, module in _modules(x):
         if isinstance(module._compiled_call_impl, Installed):
-            module._compiled_call_impl = None
+            _put_back(module, None)
 
 
 def report(x: Any) -> Report:
@@ -190,7 +208,8 @@ def _pipeline(pipeline: Sequence[Pass] | str | None, target: Target) -> tuple[Pa
         if pipeline not in pipelines.PIPELINES:
             raise UsageError(f"unknown pipeline '{pipeline}'", hint=nearest(pipeline, pipelines.PIPELINES))
         return pipelines.PIPELINES[pipeline]
-    wrong = [entry for entry in pipeline if not isinstance(entry, Pass)]
+    given: list[Any] = list(pipeline)
+    wrong = [entry for entry in given if not isinstance(entry, Pass)]
     if wrong:
         raise UsageError(f"{wrong[0]!r} is not a pass", where="pipeline", hint="pass instances: MergeLinears()")
     check_order(pipeline)
@@ -216,13 +235,33 @@ def _arguments(call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     raise UsageError(f"an example call must be a tuple or a dict, not {type(call).__name__}", where="inputs")
 
 
-def _warm_up(x: Any, inputs: Any) -> None:
-    """Compile now, by running the example call."""
+def _check_inputs(x: Any, inputs: Any) -> None:
     if inputs is None:
         return
     if _is_pipeline(x):
         if not isinstance(inputs, Mapping):
             raise UsageError("inputs for a pipeline must be a dict of its call arguments", where="inputs")
+        return
+    calls = [call for request in inputs for call in request] if _is_recording(inputs) else [inputs]
+    for call in calls:
+        args, kwargs = _arguments(call)
+        try:
+            inspect.signature(x.forward).bind(*args, **kwargs)
+        except TypeError as error:
+            what = f"the example call does not fit {type(x).__name__}.forward: {error}"
+            raise UsageError(what, where="inputs") from None
+
+
+def _warm_up(x: Any, inputs: Any) -> None:
+    """Compile now, by running the example call; random numbers go on as if it had not run."""
+    if inputs is None:
+        return
+    with torch.random.fork_rng():
+        _run_example(x, inputs)
+
+
+def _run_example(x: Any, inputs: Any) -> None:
+    if _is_pipeline(x):
         with torch.no_grad():
             x(**inputs)
         return

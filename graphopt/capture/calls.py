@@ -5,7 +5,9 @@ Two calls with the same `signature` can share one captured Program.
 
 from __future__ import annotations
 
+import enum
 import inspect
+import types
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,12 @@ import torch
 from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
 
 from graphopt.errors import CaptureError
+
+# Values that are what they are: equal ones are interchangeable.
+_COMPARABLE = (
+    int, str, bytes, type(None), type, enum.Enum, types.FunctionType, torch.dtype, torch.device, torch.layout,
+    torch.memory_format,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,11 +34,13 @@ class Call:
     spec : how the leaves nest.
     signature : hashable; equal for calls that one Program can serve: nesting, shapes, dtypes, devices and strides of
         tensors, and the values of everything else.
+    numbers : how many Python numbers became tensors.
     """
 
     leaves: tuple[Any, ...]
     spec: TreeSpec
     signature: Hashable
+    numbers: int = 0
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -62,11 +72,12 @@ class CallTaker:
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The call taken apart. Raises CaptureError for arguments that cannot be compared between calls."""
-        arguments = self._signature.bind(*args, **kwargs).arguments
+        arguments, numbers = self._signature.bind(*args, **kwargs).arguments, 0
         for name in self._as_tensors:
             value = arguments.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 arguments[name] = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
+                numbers += 1
         leaves, spec = tree_flatten(dict(arguments))
         parts: list[Hashable] = []
         for leaf in leaves:
@@ -74,14 +85,14 @@ class CallTaker:
                 if type(leaf) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
                     raise CaptureError(f"an argument is a {type(leaf).__name__}, which graphopt does not trace")
                 parts.append((leaf.shape, leaf.dtype, leaf.device, leaf.stride()))
-            else:
+            elif isinstance(leaf, float | complex):
+                parts.append((type(leaf), repr(leaf)))  # tells -0.0 from 0.0, and finds NaN equal to itself
+            elif isinstance(leaf, _COMPARABLE):
                 parts.append((type(leaf), leaf))
+            else:
+                raise CaptureError(f"an argument is or holds a {type(leaf).__name__}, whose state graphopt cannot see")
         signature = (str(spec), tuple(parts))
-        try:
-            hash(signature)
-        except TypeError as error:
-            raise CaptureError(f"an argument cannot be compared between calls: {error}") from error
-        return Call(tuple(leaves), spec, signature)
+        return Call(tuple(leaves), spec, signature, numbers)
 
     def paths(self, call: Call) -> list[str]:
         """The key path of every leaf, such as ``added_cond_kwargs.resolution``."""
@@ -91,5 +102,5 @@ class CallTaker:
 
     def rebuild(self, leaves: list[Any], spec: TreeSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Leaves back into ``args, kwargs`` of the function."""
-        bound = inspect.BoundArguments(self._signature, tree_unflatten(leaves, spec))  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(self._signature, tree_unflatten(leaves, spec))
         return bound.args, bound.kwargs

@@ -13,6 +13,7 @@ from torch import fx
 from torch.export.graph_signature import InputKind, OutputKind
 
 from graphopt.capture.calls import Call, CallTaker
+from graphopt.capture.guards import twin
 from graphopt.errors import CaptureError
 from graphopt.ir.effects import METADATA_CHECKS
 from graphopt.ir.program import Input, Program, Role
@@ -48,10 +49,13 @@ def capture(
     CaptureError : the module cannot be exported, or it changes its own buffers or its arguments.
     """
     name = name or type(module).__name__
+    # Traced in new shells, so that a thread that runs the module meanwhile does not meet the tracer's parameters.
+    shells = twin(module)
     with _quiet():
         try:
-            exported = torch.export.export(_Bound(module, taker, call), tuple(call.tensors), strict=False)
-            exported = exported.run_decompositions({})
+            exported = _exported(shells or module, taker, call)
+            if shells is not None and _holds_own(exported, module):
+                exported = _exported(module, taker, call)
         except Exception as error:
             reason = str(error).strip().split("\n")[0][:300]
             raise CaptureError(
@@ -61,6 +65,20 @@ def capture(
             ) from error
     paths = [path for path, leaf in zip(taker.paths(call), call.leaves, strict=True) if isinstance(leaf, torch.Tensor)]
     return program_of(exported, roles, paths, name=name, prefix="module.")
+
+
+def _exported(module: torch.nn.Module, taker: CallTaker, call: Call) -> torch.export.ExportedProgram:
+    tensors = tuple(tensor.clone() if tensor.is_inference() else tensor for tensor in call.tensors)
+    exported: torch.export.ExportedProgram = torch.export.export(_Bound(module, taker, call), tensors, strict=False)
+    functional: torch.export.ExportedProgram = exported.run_decompositions({})
+    return functional
+
+
+def _holds_own(exported: torch.export.ExportedProgram, module: torch.nn.Module) -> bool:
+    """Whether the trace met a parameter of the module by a way around its tables, as if it were a constant."""
+    own = {tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()) if tensor.numel()}
+    found = (value for value in exported.constants.values() if isinstance(value, torch.Tensor))
+    return any(value.data_ptr() in own for value in found)
 
 
 def program_of(
@@ -147,6 +165,6 @@ def _module_path(node: fx.Node, prefix: str) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Exports warn about things a user of graphopt can do nothing about."""
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")
         yield

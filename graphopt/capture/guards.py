@@ -1,166 +1,299 @@
 """Whether a module is still as it was when its Program was captured: everything but the values of its tensors.
 
 An exported graph has the module's Python state baked in: training flags, attention processors, FreeU's scales, active
-adapters, submodules. `ModuleGuard` remembers that state and compares it before every call, in tens of microseconds, so
-that a change between two steps of one run is seen as well.
+adapters, submodules. `ModuleGuard` remembers that state and compares it before every call, so that a change between two
+steps of one run is seen as well. Most values are compared by identity, which is fast and never wrong; where identity
+fails, contents of the same type decide.
 """
 
 from __future__ import annotations
 
-import copy
-from operator import itemgetter
+import enum
+import types
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# Machinery of nn.Module that does not decide what forward computes, or that is compared on its own.
+_TABLES = ("_modules", "_parameters", "_buffers")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# Machinery of nn.Module that does not decide what forward computes without gradients.
 _SKIPPED = frozenset(
     {
-        "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook", "_compiled_call_impl",
-        "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs", "_state_dict_hooks",
-        "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", *_HOOKS,
+        "_compiled_call_impl", "_non_persistent_buffers_set", "_is_full_backward_hook", "_backward_hooks",
+        "_backward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+        "_forward_pre_hooks_with_kwargs", "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+        "_load_state_dict_post_hooks",
     }
 )  # fmt: skip
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_OPAQUE = (
+    torch.Tensor, type, enum.Enum, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, *_SCALARS,
+)  # fmt: skip
 
 
 class ModuleGuard:
-    """A snapshot of a module tree's Python state that can say whether it still holds."""
+    """A snapshot of a module tree's Python state that can say whether it still holds.
+
+    Compared are, for every submodule: its class, and the ``forward`` of that class; its attributes, and what lists,
+    dicts and plain objects among them (attention processors, scales of adapters) hold in turn; which submodules it has;
+    which parameters and buffers it has, which of them are None, and which are one and the same tensor; and that no
+    hooks are registered.
+    """
 
     def __init__(self, module: torch.nn.Module) -> None:
-        self._types = [(part, type(part)) for part in module.modules()]
-        self._entries: list[tuple[dict[str, Any], int, Any, Any]] = []
-        for part in module.modules():
-            self._remember(part.__dict__, skip=_SKIPPED)
-            for table in ("_modules", "_parameters", "_buffers"):
-                members: dict[str, Any] = part.__dict__[table]
-                if members:
-                    kept = members if table == "_modules" else dict.fromkeys(members)
-                    self._entries.append((members, len(members), *_getter(kept, identity=table == "_modules")))
+        parts = list(module.modules())
+        self._parts, self._kinds = parts, [type(part) for part in parts]
+        self._classes: dict[tuple[type, str], Any] = {}
+        self._states: list[_Attributes] = []
+        self._holders: list[_Elements] = []
+        self._hooks = [part.__dict__[name] for part in parts for name in _HOOKS]
+        seen = {id(part) for part in parts}
+        for part in parts:
+            self._classes[type(part), "forward"] = type(part).forward
+            self._states.append(_Attributes(part.__dict__, _SKIPPED))
+            for key, value in part.__dict__.items():
+                if key not in _SKIPPED and key not in _TABLES and key not in _HOOKS:
+                    self._follow(value, seen)
+        self._children = [part._modules for part in parts if part._modules]
+        self._submodules = [list(table.items()) for table in self._children]
+        self._flat = list(chain.from_iterable(table.values() for table in self._children))
+        self._tables = [t for part in parts for t in (part._parameters, part._buffers)]
+        self._filled = [t for t in self._tables if t]
+        self._sizes = list(map(len, self._tables))
+        self._shape = _arrangement(self._filled)
+        self._ids = _ids(self._filled)
 
-    def _remember(self, state: dict[str, Any], skip: frozenset[str] = frozenset()) -> None:
-        kept = {key: value for key, value in state.items() if key not in skip}
-        getter, values = _getter(kept, identity=False)
-        self._entries.append((state, len(state), getter, values))
-        for value in kept.values():
-            if not isinstance(value, torch.nn.Module | torch.Tensor | type) and not _is_plain(value):
-                inner = getattr(value, "__dict__", None)
-                if inner and type(value).__module__.partition(".")[0] not in ("torch", "builtins"):
-                    self._remember(inner)
+    def _follow(self, value: Any, seen: set[int]) -> None:
+        """Remember what a value holds that can change while it stays the same object."""
+        if isinstance(value, _OPAQUE) or id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, list | tuple | set | frozenset | dict):
+            if not isinstance(value, tuple | frozenset):
+                self._holders.append(_Elements(value))
+            for element in value.values() if isinstance(value, dict) else value:
+                self._follow(element, seen)
+        if isinstance(value, types.MethodType):
+            self._follow(value.__self__, seen)
+            return
+        inner = getattr(value, "__dict__", None)
+        if isinstance(inner, dict) and (isinstance(value, torch.nn.Module) or _foreign(type(value))):
+            if any("__call__" in base.__dict__ for base in type(value).__mro__):
+                self._classes[type(value), "__call__"] = type(value).__call__
+            self._states.append(_Attributes(inner, _SKIPPED))
+            for element in inner.values():
+                self._follow(element, seen)
 
     def holds(self) -> bool:
         """Whether nothing but tensor values has changed since the snapshot."""
-        for part, kind in self._types:
-            if type(part) is not kind:
-                return False
-        for state, size, getter, values in self._entries:
-            if len(state) != size:
-                return False
-            if getter is not None:
-                try:
-                    if getter(state) != values:
-                        return False
-                except (KeyError, RuntimeError, ValueError):
-                    return False  # a member is gone, or is now something that cannot be compared
-        return True
-
-
-class _Is:
-    """Equal to one object alone: compares by identity where a value has no cheap or safe equality."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return other is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
-def _getter(state: dict[str, Any], *, identity: bool) -> tuple[Any, Any]:
-    """A function that reads the remembered keys, and what it must return."""
-    if not state:
-        return None, None
-    expected = [_Is(value) if identity else _expected(value) for value in state.values()]
-    if all(value is None for value in state.values()) and not identity:
-        # Only the names matter (parameters and buffers: their values are compared elsewhere).
-        names = tuple(state)
-        return (lambda live: tuple(live)), names
-    keys = tuple(state)
-    return itemgetter(*keys), expected[0] if len(keys) == 1 else tuple(expected)
-
-
-def _expected(value: Any) -> Any:
-    return _Exactly(copy.deepcopy(value)) if _is_plain(value) else _Is(value)
-
-
-class _Exactly:
-    """Equal to values of the same type that compare equal (True is not 1 here)."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return other is self.value or (type(other) is type(self.value) and other == self.value)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-def _is_plain(value: Any) -> bool:
-    """Values compared by content: scalars, and lists, tuples, sets and dicts of these."""
-    if type(value) in _PLAIN:
-        return True
-    if type(value) in (list, tuple, set, frozenset):
-        return all(map(_is_plain, value))
-    return type(value) is dict and all(map(_is_plain, value.values()))
-
-
-class HookWatch:
-    """Whether anything besides ``forward`` would run in a call: hooks on any submodule, or a replaced ``forward``."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self._hooks = [part.__dict__[name] for part in module.modules() for name in _HOOKS]
-        self._states = [part.__dict__ for part in module.modules()]
-
-    def found(self) -> str | None:
-        """What was found, or None."""
-        if any(map(len, self._hooks)):
-            return "hooks are registered on the module or its submodules"
+        if any(self._hooks) or list(map(type, self._parts)) != self._kinds:
+            return False
+        if list(map(len, self._tables)) != self._sizes:
+            return False
         for state in self._states:
-            if "forward" in state:
-                return "the forward of the module or of a submodule was replaced"
-        registry = torch.nn.modules.module
-        if registry._global_forward_hooks or registry._global_forward_pre_hooks:
-            return "global module hooks are registered"
+            if not state.same():
+                return False
+        for holder in self._holders:
+            if not holder.same():
+                return False
+        for (kind, name), function in self._classes.items():
+            if getattr(kind, name, None) is not function:
+                return False
+        return self._same_children() and self._same_tables()
+
+    def _same_children(self) -> bool:
+        live = list(chain.from_iterable(map(dict.values, self._children)))
+        if len(live) == len(self._flat) and all(map(is_, live, self._flat)):
+            return True
+        return all(
+            len(table) == len(kept) and all(table.get(name) is child for name, child in kept)
+            for table, kept in zip(self._children, self._submodules, strict=True)
+        )
+
+    def _same_tables(self) -> bool:
+        """Parameters may be other objects than before, as long as they are arranged alike."""
+        ids = _ids(self._filled)
+        if ids == self._ids:
+            return True
+        if _arrangement(self._filled) != self._shape:
+            return False
+        self._ids = ids
+        return True
+
+
+def _ids(tables: list[dict[str, Any]]) -> list[int]:
+    return list(map(id, chain.from_iterable(map(dict.values, tables))))
+
+
+def _arrangement(tables: list[dict[str, Any]]) -> list[tuple[str, Any, int]]:
+    """Name, class, and place of the first occurrence of every parameter and buffer: None and ties show."""
+    first: dict[int, int] = {}
+    return [
+        (name, type(value), first.setdefault(id(value), position) if value is not None else -1)
+        for position, (name, value) in enumerate(chain.from_iterable(map(dict.items, tables)))
+    ]
+
+
+class _Attributes:
+    """The ``__dict__`` of a module or of a plain object, without some keys."""
+
+    __slots__ = ("getter", "kept", "size", "state")
+
+    def __init__(self, state: dict[str, Any], skip: frozenset[str]) -> None:
+        names = tuple(name for name in state if name not in skip)
+        self.state, self.size = state, len(state) - ("_compiled_call_impl" in state)
+        self.getter: Callable[[Any], tuple[Any, ...]] | None = _getter(names)
+        self.kept = self.getter(state) if self.getter else ()
+
+    def same(self) -> bool:
+        state = self.state
+        if len(state) - ("_compiled_call_impl" in state) != self.size:
+            return False
+        if self.getter is None:
+            return True
+        try:
+            live = self.getter(state)
+        except KeyError:
+            return False
+        if all(map(is_, live, self.kept)):
+            return True
+        if not all(map(_alike, live, self.kept)):
+            return False
+        self.kept = live
+        return True
+
+
+class _Elements:
+    """What a list, set or dict holds, by identity and order, or else by content."""
+
+    __slots__ = ("holder", "kept", "keys")
+
+    def __init__(self, holder: Any) -> None:
+        self.holder = holder
+        self.keys = list(holder) if isinstance(holder, dict) else None
+        self.kept = list(_elements(holder))
+
+    def same(self) -> bool:
+        holder = self.holder
+        if len(holder) != len(self.kept) or (self.keys is not None and list(holder) != self.keys):
+            return False
+        return all(map(is_, _elements(holder), self.kept)) or all(map(_alike, _elements(holder), self.kept))
+
+
+def _elements(holder: Any) -> Iterable[Any]:
+    return holder.values() if isinstance(holder, dict) else holder
+
+
+def _getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]] | None:
+    if not names:
         return None
+    if len(names) == 1:
+        (name,) = names
+        return lambda state: (state[name],)
+    return itemgetter(*names)
+
+
+def _alike(live: Any, kept: Any) -> bool:
+    """Whether two values are the same object, or immutable and equal in type and content."""
+    if live is kept:
+        return True
+    if type(live) is not type(kept):
+        return False
+    if type(live) is float or type(live) is complex:
+        return repr(live) == repr(kept)  # tells -0.0 from 0.0, and finds NaN equal to itself
+    if type(live) in _SCALARS:
+        return bool(live == kept)
+    if type(live) in (tuple, frozenset):
+        return len(live) == len(kept) and all(map(_alike, live, kept))
+    return False
+
+
+def _foreign(kind: type) -> bool:
+    """Whether objects of this class are worth looking into (torch's own and Python's are not)."""
+    return kind.__module__.partition(".")[0] not in ("torch", "builtins", "threading", "_thread", "logging", "graphopt")
+
+
+def interference(module: torch.nn.Module) -> str | None:
+    """What besides ``forward`` would run in a call (hooks on any submodule, or a replaced ``forward``), or None."""
+    for part in module.modules():
+        if any(part.__dict__[name] for name in _HOOKS):
+            return "hooks are registered on the module or its submodules"
+        if "forward" in part.__dict__:
+            return "the forward of the module or of a submodule was replaced"
+    return None
 
 
 def call_state() -> tuple[Any, ...]:
-    """Global state that decides which kernels torch picks; part of what a Program is captured under."""
+    """Global state that decides what a forward computes or which kernels torch picks."""
+    functional = torch.nn.functional
     return (
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.mkldnn.enabled,
         torch.get_default_dtype(),
+        torch._C._len_torch_function_stack() and str(torch.get_default_device()),
+        functional.scaled_dot_product_attention,  # attention libraries replace it
     )
 
 
 def outside(module: torch.nn.Module, tensors: list[torch.Tensor]) -> str | None:
     """Why a call cannot be served by a captured Program whatever it was captured from, or None."""
     if torch.is_grad_enabled() and (
-        any(tensor.requires_grad for tensor in tensors) or any(weight.requires_grad for weight in module.parameters())
+        any(tensor.requires_grad for tensor in tensors)
+        or any(weight.requires_grad for weight in chain(module.parameters(), module.buffers()))
     ):
         return "gradients are recorded (wrap the call in torch.no_grad())"
-    device = tensors[0].device.type if tensors else "cpu"
-    if torch.is_autocast_enabled(device):
+    if torch._C._is_any_autocast_enabled():
         return "autocast is active"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return "another compiler is tracing"
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
+        return "a function transform (torch.func or forward-mode derivatives) is active"
+    registry = torch.nn.modules.module
+    if registry._global_forward_hooks or registry._global_forward_pre_hooks:
+        return "global module hooks are registered"
     return None
+
+
+def twin(module: torch.nn.Module) -> torch.nn.Module | None:
+    """The same module tree in new shells around the same tensors, for tracing; None where shells cannot be exchanged.
+
+    Tracing exchanges a module's parameters for a while. Another thread may be running the module meanwhile.
+    """
+    parts = list(module.modules())
+    inside = {id(part) for part in parts}
+    if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
+        return None
+    for part in parts:
+        for name, value in part.__dict__.items():
+            if name not in _TABLES and any(id(found) in inside for found in _reachable(value)):
+                return None
+    shells = {id(part): object.__new__(type(part)) for part in parts}
+    for part in parts:
+        state = {**part.__dict__, **{name: dict(part.__dict__[name]) for name in _TABLES}}
+        state["_modules"] = {name: child and shells[id(child)] for name, child in part._modules.items()}
+        state.pop("_compiled_call_impl", None)
+        shells[id(part)].__dict__.update(state)
+    return shells[id(module)]
+
+
+def _reachable(value: Any, depth: int = 3) -> Iterator[Any]:
+    """A value and what it directly refers to, as far as it can refer to a module."""
+    if isinstance(value, _OPAQUE):
+        return
+    yield value
+    if depth == 0:
+        return
+    if isinstance(value, types.MethodType):
+        yield value.__self__
+    elif isinstance(value, list | tuple | set | frozenset | dict):
+        for element in value.values() if isinstance(value, dict) else value:
+            yield from _reachable(element, depth - 1)
+    else:
+        inner = getattr(value, "__dict__", None)
+        if isinstance(inner, dict) and not isinstance(value, torch.nn.Module):
+            for element in inner.values():
+                yield from _reachable(element, depth - 1)

@@ -19,8 +19,8 @@ TIME_NAMES = frozenset({"timestep", "timesteps", "t", "sigma", "sigmas", "timest
 CONDITION_NAMES = frozenset(
     {
         "encoder_hidden_states", "encoder_hidden_states_t5", "encoder_hidden_states_image", "encoder_attention_mask",
-        "encoder_hidden_states_mask", "attention_mask", "class_labels", "pooled_projections", "pooled_embeds", "guidance",
-        "guidance_scale", "img_ids", "txt_ids", "added_cond_kwargs", "prompt_embeds", "prompt_embeds_mask",
+        "encoder_hidden_states_mask", "attention_mask", "class_labels", "pooled_projections", "pooled_embeds",
+        "guidance", "guidance_scale", "img_ids", "txt_ids", "added_cond_kwargs", "prompt_embeds", "prompt_embeds_mask",
         "text_embeds", "text_hidden_states", "image_rotary_emb", "freqs_cis", "rotary_emb", "style",
         "image_meta_size", "text_embedding_mask", "controlnet_cond", "conditioning_scale", "timestep_cond",
         "clip_text_pooled", "clip_text", "clip_img", "effnet", "txt_seq_lens", "img_shapes", "image_embeds",
@@ -48,9 +48,7 @@ def explicit(roles: Mapping[str, str], paths: Sequence[str], known: Mapping[str,
     """
     result = dict(known)
     for name, role in sorted(roles.items(), key=lambda entry: len(entry[0])):
-        if role not in ROLES or role == "weight":
-            raise RoleError(f"'{role}' is no role of an argument", where=f"roles[{name!r}]",
-                            hint="one of: condition, state, time")  # fmt: skip
+        _check_role(name, role)
         hits = [path for path in paths if path == name or path.startswith(f"{name}.")]
         if not hits:
             raise RoleError(f"the model has no tensor argument '{name}'", where="roles", hint=nearest(name, paths))
@@ -58,8 +56,23 @@ def explicit(roles: Mapping[str, str], paths: Sequence[str], known: Mapping[str,
     return result
 
 
+def _check_role(name: str, role: str) -> None:
+    if role not in ROLES or role == "weight":
+        given = [known for known in ROLES if known != "weight"]
+        raise RoleError(f"'{role}' is no role of an argument", where=f"roles[{name!r}]", hint=nearest(role, given))
+
+
+def check_roles(roles: Mapping[str, str], parameters: Sequence[Sequence[str]]) -> None:
+    """Raise RoleError for what cannot be a role, or names an argument that none of the compiled modules has."""
+    known = {name for names in parameters for name in names}
+    for name, role in roles.items():
+        _check_role(name, role)
+        if name.partition(".")[0] not in known:
+            raise RoleError(f"there is no argument '{name}'", where="roles", hint=nearest(name, known))
+
+
 def observe(requests: Sequence[Sequence[Call]], taker: CallTaker) -> dict[str, Role]:
-    """Roles from recorded calls: `requests` are sampling runs with different seeds and prompts, three calls or more each.
+    """Roles from recorded calls: sampling runs with different seeds and prompts, of three calls or more each.
 
     ``time`` varies within a request and agrees across requests; ``condition`` is constant within each request; the rest
     is ``state``.
@@ -67,9 +80,11 @@ def observe(requests: Sequence[Sequence[Call]], taker: CallTaker) -> dict[str, R
     Raises RoleError when fewer than two requests of three calls are given, or their arguments do not line up.
     """
     if len(requests) < 2 or min(len(calls) for calls in requests) < 3:
-        raise RoleError("roles can only be observed over two requests of three calls each",
-                        where=f"{len(requests)} requests given",
-                        hint="pass inputs=[[call, call, call], [call, call, call]] or name the roles with roles=")  # fmt: skip
+        raise RoleError(
+            "roles can only be observed over two requests of three calls each",
+            where=f"{len(requests)} requests given",
+            hint="pass inputs=[[call, call, call], [call, call, call]] or name the roles with roles=",
+        )
     first = requests[0][0]
     paths = taker.paths(first)
     if any(call.spec != first.spec for calls in requests for call in calls):

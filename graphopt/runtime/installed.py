@@ -20,12 +20,12 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from graphopt.capture.calls import Call, CallTaker
-from graphopt.capture.guards import HookWatch, ModuleGuard, call_state, outside
+from graphopt.capture.guards import ModuleGuard, call_state, interference, outside
 from graphopt.debug.statistics import PassRecord
-from graphopt.errors import CaptureError, GraphoptError
+from graphopt.errors import CaptureError, VerificationError
 from graphopt.ir.program import Program
-from graphopt.ir.stages import Part, split
-from graphopt.runtime.memo import Memo, key_of
+from graphopt.ir.stages import Part
+from graphopt.runtime.memo import Key, Memo, key_part, private
 from graphopt.runtime.weights import Trajectory, Weights
 from graphopt.targets import Kernel
 
@@ -79,6 +79,7 @@ class Variant:
     def __init__(self, installed: Installed, call: Call, built: Built, seconds: float) -> None:
         self.signature, self.built, self.seconds = (call.signature, call_state()), built, seconds
         self.guard = ModuleGuard(installed.module)
+        self.checked = False  # whether its first result was compared with the module's own
         self.race: Race | None = None
         self.wrong: str | None = None  # why the compiled result was rejected, when it was
         program = built.program
@@ -107,13 +108,13 @@ class Variant:
 
     @property
     def trajectory(self) -> Trajectory:
-        """This thread's."""
+        """The sampling run that the calling thread is in."""
         if not hasattr(self._local, "trajectory"):
             self._local.trajectory = Trajectory()
         return self._local.trajectory  # type: ignore[no-any-return]
 
     def serves(self, signature: Any) -> bool:
-        return bool(self.signature == signature) and self.guard.holds()
+        return bool(self.signature == signature) and self.guard.holds() and self.weights.fit()
 
     def run(self, call: Call) -> Any:
         """What the module would return for this call."""
@@ -123,23 +124,34 @@ class Variant:
             epoch = self.trajectory.step(
                 weights, [tensors[k] for k in self._conditions], [tensors[k] for k in self._times]
             )
-            for part, kernel, (pick, keyed) in zip(self.built.parts[:-1], self.built.kernels, self._plans, strict=False):
-                key, memo = key_of([values[k] for k in keyed], epoch), self.memos[part.name]
-                known = memo.get(key)
-                if known is None:
-                    known = self._compute(kernel, pick(values))
-                    memo.put(key, known)
-                values.extend(known)
+            keys: dict[int, tuple[Any, torch.Tensor | None]] = {}
+            stages = zip(self.memos.values(), self.built.kernels, self._plans, strict=False)
+            for memo, kernel, (pick, keyed) in stages:
+                for position in keyed:
+                    if position not in keys:
+                        keys[position] = key_part(values[position])
+                held = tuple(place for k in keyed if (place := keys[k][1]) is not None)
+                key = Key((epoch, *(keys[k][0] for k in keyed)), held)
+                values.extend(self._kept(memo, key, kernel, pick(values), weights, tensors))
         with torch.no_grad():
             results = self.built.kernels[-1](*self._plans[-1][0](values))
         spec = self.built.program.out_spec
         return tuple(results) if spec is None else tree_unflatten(list(results), spec)
 
     @staticmethod
-    def _compute(kernel: Kernel, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        # Kept values must be usable in later calls, which may not be in inference mode.
-        with torch.inference_mode(False), torch.no_grad():
-            return tuple(kernel(*arguments))
+    def _kept(
+        memo: Memo, key: Key, kernel: Kernel, arguments: tuple[Any, ...], weights: list[Any], tensors: list[Any]
+    ) -> tuple[Any, ...]:
+        """What a stage gives: kept, or computed now and kept."""
+        watched = torch._C._len_torch_dispatch_stack() > 0  # a dispatch mode may change what operators do
+        known = None if watched else memo.get(key, weights)
+        if known is None:
+            # Kept values must be usable in later calls, which may not be in inference mode.
+            with torch.inference_mode(False), torch.no_grad():
+                known = private(kernel(*arguments), tensors)
+            if not watched:
+                memo.put(key, known, weights)
+        return known
 
 
 def _picker(positions: list[int]) -> Callable[[list[Any]], tuple[Any, ...]]:
@@ -162,8 +174,8 @@ class Installed:
     """
 
     def __init__(
-        self, module: torch.nn.Module, name: str, build: Callable[[Call, CallTaker], Built], takers: Sequence[CallTaker],
-        *, max_bytes: int, race: bool, strict: bool,
+        self, module: torch.nn.Module, name: str, build: Callable[[Call, CallTaker], Built],
+        takers: Sequence[CallTaker], *, max_bytes: int, race: bool, strict: bool,
     ) -> None:  # fmt: skip
         self.module, self.name, self.max_bytes, self.race, self.strict = module, name, max_bytes, race, strict
         self._build, self._takers = build, takers
@@ -171,8 +183,8 @@ class Installed:
         self.failures: dict[Any, tuple[ModuleGuard, str]] = {}
         self.asides: Counter[str] = Counter()
         self.calls = 0
+        self._unstable: Counter[Any] = Counter()
         self._lock = threading.RLock()
-        self._watch: HookWatch | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Exactly what ``module(*args, **kwargs)`` returns without graphopt, up to the accuracy of the passes."""
@@ -184,53 +196,71 @@ class Installed:
         except CaptureError as error:
             if self.strict:
                 raise
-            found = str(error.what)
+            found = error.what
         if isinstance(found, str):
-            self.asides[found] += 1
-            return self.module._call_impl(*args, **kwargs)
+            return self._aside(found, args, kwargs)
         variant, call = found
-        if self.race and variant.race is None:
+        if not variant.checked:
             return self._first(variant, call, args, kwargs)
-        if variant.race is not None and not variant.race.won:
-            return self.module._call_impl(*args, **kwargs)
         if variant.wrong:
-            return self.module._call_impl(*args, **kwargs)
-        return variant.run(call)
+            return self._aside(variant.wrong, args, kwargs)
+        if variant.race is not None and not variant.race.won:
+            return self._aside("measured, and not faster than the module itself", args, kwargs)
+        try:
+            return variant.run(call)
+        except Exception as error:
+            if self.strict:
+                raise
+            reason = f"the compiled call raised {type(error).__name__}: {_first_line(error)}"
+            result = self._aside(reason, args, kwargs)  # raises what is the caller's own fault
+            self._reject(variant, reason)
+            return result
+
+    def _aside(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The module's own call."""
+        self.asides[reason] += 1
+        return self.module._call_impl(*args, **kwargs)
+
+    def _reject(self, variant: Variant, reason: str) -> None:
+        variant.wrong = reason
+        warnings.warn(f"graphopt: {self.name} runs uncompiled: {reason}", RuntimeWarning, stacklevel=5)
 
     def _serve(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Variant, Call] | str:
         """The variant for this call, captured if need be; or why the module must serve it itself."""
-        reason = self._hooks() or outside(self.module, [t for t in tree_flatten((args, kwargs))[0] if _is_tensor(t)])
+        try:
+            calls = [self._takers[0].take(args, kwargs)]
+        except TypeError:
+            return "the arguments do not fit the module's forward"  # which will say so itself
+        reason = outside(self.module, calls[0].tensors)
         if reason:
             return reason
+        state = call_state()
         for taker in self._takers:
-            call = taker.take(args, kwargs)
-            signature = (call.signature, call_state())
+            if len(self._takers) > 1 and taker is not self._takers[0]:
+                calls.append(taker.take(args, kwargs))
             for variant in self.variants:
-                if variant.serves(signature):
-                    return variant, call
-        return self._capture(args, kwargs)
+                if variant.serves((calls[-1].signature, state)):
+                    return variant, calls[-1]
+            if calls[0].numbers == 0:
+                break  # all takers take such a call alike
+        return self._capture(calls, state)
 
-    def _hooks(self) -> str | None:
-        # Submodules come and go (adapters); then no variant's guard holds, and `_capture` renews the watch.
-        self._watch = self._watch or HookWatch(self.module)
-        return self._watch.found()
-
-    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Variant, Call] | str:
+    def _capture(self, calls: list[Call], state: Any) -> tuple[Variant, Call] | str:
         with self._lock:
-            self._watch = HookWatch(self.module)
-            reason = self._watch.found()
+            failed = self.failures.get((calls[0].signature, state))
+            if failed and failed[0].holds():
+                return failed[1]
+            for call in calls:  # another thread may have been faster
+                for variant in self.variants:
+                    if variant.serves((call.signature, state)):
+                        return variant, call
+            reason = interference(self.module)
             if reason:
                 return reason
+            if any(self._unstable[call.signature, state] > 1 for call in calls):
+                return "the module changes its own attributes whenever it runs"
             error: CaptureError | None = None
-            for taker in self._takers:
-                call = taker.take(args, kwargs)
-                signature = (call.signature, call_state())
-                for variant in self.variants:  # another thread may have been faster
-                    if variant.serves(signature):
-                        return variant, call
-                failed = self.failures.get(signature)
-                if failed and failed[0].holds():
-                    return failed[1]
+            for taker, call in zip(self._takers, calls, strict=False):
                 start = time.perf_counter()
                 _capturing.active = True
                 try:
@@ -246,37 +276,70 @@ class Installed:
             assert error is not None
             if self.strict:
                 raise error
-            self.failures[(self._takers[0].take(args, kwargs).signature, call_state())] = (
-                ModuleGuard(self.module),
-                error.what,
-            )
-            warnings.warn(f"graphopt: {self.name} runs uncompiled: {error}", RuntimeWarning, stacklevel=4)
+            self.failures[calls[0].signature, state] = (ModuleGuard(self.module), error.what)
+            warnings.warn(f"graphopt: {self.name} runs uncompiled: {error}", RuntimeWarning, stacklevel=5)
             return error.what
 
     def _first(self, variant: Variant, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The first call of a variant: both ways, compared in value and in time."""
-        with self._lock, torch.random.fork_rng(devices=_devices(call)):
+        """The first call of a variant; other threads wait for it."""
+        with self._lock:
+            if not variant.checked:
+                return self._both(variant, call, args, kwargs)
+        return self(*args, **kwargs)
+
+    def _both(self, variant: Variant, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Module and compiled call, compared in value and, for the target ``auto``, in time."""
+        with torch.random.fork_rng(devices=_devices(call)):
+            before = _random_state(call)
             expected = self.module._call_impl(*args, **kwargs)
-            try:
-                result = variant.run(call)
-            except GraphoptError:
-                raise
-            except Exception as error:
-                if self.strict:
-                    raise
-                variant.wrong = f"the compiled call raised {type(error).__name__}: {error}"
+            after = _random_state(call)
+            _set_random_state(call, before)
+            result = expected
+            if not variant.guard.holds():
+                # The module changed its own attributes. It may be a cache made at the first call: capture once more.
+                self.variants = [other for other in self.variants if other is not variant]
+                self._unstable[variant.signature] += 1
             else:
-                variant.wrong = _disagreement(expected, result)
-            if variant.wrong:
-                warnings.warn(f"graphopt: {self.name} runs uncompiled: {variant.wrong}", RuntimeWarning, stacklevel=4)
-                variant.race = Race(0.0, 0.0, 1.0, 1.0, 0)
-                return expected
-            variant.race = _race(lambda: self.module._call_impl(*args, **kwargs), variant, call)
-        return result if variant.race.won else expected
+                result = self._checked(variant, call, expected)
+                if self.race and not variant.wrong:
+                    variant.race = _race(lambda: self.module._call_impl(*args, **kwargs), variant, call)
+                variant.checked = True
+        _set_random_state(call, after)  # as if the module had run once
+        return result
+
+    def _checked(self, variant: Variant, call: Call, expected: Any) -> Any:
+        """The compiled result, or what was expected when that cannot be right."""
+        try:
+            result = variant.run(call)
+        except Exception as error:
+            if self.strict:
+                raise
+            self._reject(variant, f"the compiled call raised {type(error).__name__}: {_first_line(error)}")
+            return expected
+        reason = _disagreement(expected, result)
+        if reason and self.strict:
+            raise VerificationError(f"the compiled {self.name} is wrong: {reason}", where="its first call")
+        if reason:
+            self._reject(variant, reason)
+        return expected if reason else result
 
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]
+
+
+def _random_state(call: Call) -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in _devices(call))]
+
+
+def _set_random_state(call: Call, state: list[torch.Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    for device, entry in zip(_devices(call), state[1:], strict=True):
+        torch.cuda.set_rng_state(entry, device)
 
 
 def _devices(call: Call) -> list[torch.device]:
@@ -288,9 +351,7 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, tor
 
 def _disagreement(expected: Any, result: Any) -> str | None:
     """Why a compiled result cannot be right: a coarse check that catches wrong code, not rounding."""
-    ours, theirs = (
-        [v for v in tree_flatten(value)[0] if _is_tensor(v)] for value in (result, expected)
-    )
+    ours, theirs = ([v for v in tree_flatten(value)[0] if _is_tensor(v)] for value in (result, expected))
     if len(ours) != len(theirs):
         return f"it returned {len(ours)} tensors instead of {len(theirs)}"
     for new, old in zip(ours, theirs, strict=True):
@@ -311,7 +372,7 @@ def _disagreement(expected: Any, result: Any) -> str | None:
 
 
 def _race(original: Callable[[], Any], variant: Variant, call: Call) -> Race:
-    """Pairs of runs, the schedule's table cleared each time, until the interval of the ratio is clear or 3 s are gone."""
+    """Pairs of runs, the schedule's table cleared each time, until the ratio's interval is clear or 3 s are gone."""
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + 3.0
     while len(times) < 5 or (time.perf_counter() < end and len(times) < 25 and not _clear(times)):
@@ -346,4 +407,3 @@ def _interval(times: list[tuple[float, float]]) -> tuple[float, float]:
 def _clear(times: list[tuple[float, float]]) -> bool:
     low, high = _interval(times)
     return high < 1.0 or low > 1.0
-

@@ -1,9 +1,9 @@
-"""Values kept under a key of exactly what they depend on: memos of stages, and the identity of tensors they use as keys.
+"""Values kept under a key of exactly what they depend on: memos of stages, and how tensors enter keys.
 
 On the CPU the contents of a tensor decide, by a 128-bit digest, so that no way of writing into a tensor (in place,
-``.data``, ``.numpy()``) can leave a stale value behind. On other devices reading contents would stop the device; there a
-tensor is the same when it is the same memory with the same version counter, and the key holds that memory alive so that
-no other tensor can come to lie there.
+``.data``, ``.numpy()``) can leave a stale value behind. On other devices reading contents would stop the device; there
+a tensor is the same when it is the same memory with the same version counter, and the key holds that memory alive so
+that no other tensor can come to lie there.
 """
 
 from __future__ import annotations
@@ -29,39 +29,47 @@ class Key:
 
 
 def key_of(tensors: Sequence[Any], *extra: Hashable) -> Key:
-    """The key of these tensors (other values must be hashable), plus anything given in `extra`."""
-    parts: list[Hashable] = [*extra]
-    held: list[torch.Tensor] = []
-    for tensor in tensors:
-        if not isinstance(tensor, torch.Tensor):
-            parts.append((type(tensor), tensor))
-        elif tensor.device.type == "cpu":
-            parts.append((tensor.shape, tensor.dtype, digest(tensor)))
-        else:
-            held.append(tensor.detach())
-            version = -1 if tensor.is_inference() else tensor._version
-            contents = digest(tensor) if version < 0 else b""  # inference tensors have no version: contents decide
-            place = (tensor.device, tensor.data_ptr(), tensor.stride(), version, contents)
-            parts.append((tensor.shape, tensor.dtype, place))
-    return Key(tuple(parts), tuple(held))
+    """The key of these tensors (and numbers), plus anything hashable given in `extra`."""
+    keys = list(map(key_part, tensors))
+    return Key((*extra, *(part for part, _ in keys)), tuple(held for _, held in keys if held is not None))
+
+
+def key_part(value: Any) -> tuple[Hashable, torch.Tensor | None]:
+    """What a key says about one value, and the device memory it names by address."""
+    if not isinstance(value, torch.Tensor):
+        return (type(value), repr(value) if isinstance(value, float | complex) else value), None
+    if value.device.type == "cpu":
+        return (value.shape, value.dtype, value.stride(), digest(value)), None
+    version = -1 if value.is_inference() else value._version
+    contents = digest(value) if version < 0 else b""  # inference tensors have no version: contents decide
+    place = (value.device, value.data_ptr(), version, contents)
+    return (value.shape, value.dtype, value.stride(), place), value.detach()
 
 
 def digest(tensor: torch.Tensor) -> bytes:
     """128 bits of the contents: every bit of every element, in logical order."""
-    data = tensor.detach().contiguous().reshape(-1)
+    data = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
     if data.numel() == 0:
         return b""
     if data.device.type == "cpu":
-        return xxhash.xxh3_128_digest(data.view(torch.uint8).numpy())
-    return xxhash.xxh3_128_digest(checksum(data).cpu().numpy())
+        return xxhash.xxh3_128_digest(data.view(torch.uint8).numpy().data)
+    return xxhash.xxh3_128_digest(checksum(data).cpu().numpy().data)
 
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:
     """Three int64 sums over a tensor's words, weighted by position; computed on its device without waiting for it."""
-    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    data = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
     words = (data.view(torch.int32) if len(data) % 4 == 0 and data.data_ptr() % 4 == 0 else data).to(torch.int64)
     ramp = torch.arange(1, len(words) + 1, device=words.device)
     return torch.stack([words.sum(), (words * ramp).sum(), (words * ramp * ramp).sum()])
+
+
+@dataclass(frozen=True)
+class _Entry:
+    key: Key
+    values: tuple[Any, ...]
+    size: int
+    views: dict[int, int]  # position of a weight that a value shares memory with → that memory
 
 
 class Memo:
@@ -72,26 +80,34 @@ class Memo:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.bytes, self.hits, self.misses = max_bytes, 0, 0, 0
-        self._entries: OrderedDict[Hashable, tuple[Key, tuple[Any, ...], int]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: Key) -> tuple[Any, ...] | None:
-        """The values kept under `key`, or None."""
+    def get(self, key: Key, weights: Sequence[torch.Tensor] = ()) -> tuple[Any, ...] | None:
+        """The values kept under `key`, or None; views of weights serve only while the weights lie where they lay."""
         with self._lock:
             entry = self._entries.get(key.parts)
-            if entry is None:
+            if entry is None or any(_memory(weights[k]) != memory for k, memory in entry.views.items()):
                 self.misses += 1
                 return None
             self.hits += 1
             self._entries.move_to_end(key.parts)
-            return entry[1]
+            return entry.values
 
-    def put(self, key: Key, values: tuple[Any, ...]) -> None:
-        """Keep `values`; the entries used least recently go when there are too many bytes."""
-        size = sum(_stored_bytes(value) for value in values)
+    def put(self, key: Key, values: tuple[Any, ...], weights: Sequence[torch.Tensor] = ()) -> None:
+        """Keep `values`; the entries used least recently go when there are too many bytes.
+
+        A value that shares memory with one of `weights` is kept as the view it is, and takes no bytes. (That memory
+        stays alive with the entry, so that its address names it.)
+        """
+        kept = {_memory(value) for value in values if isinstance(value, torch.Tensor)}
+        views = {k: memory for k, memory in enumerate(map(_memory, weights)) if memory in kept}
+        shared = set(views.values())
+        own = {_memory(v): v for v in values if isinstance(v, torch.Tensor) and _memory(v) not in shared}
+        size = sum(map(_stored_bytes, own.values()))
         with self._lock:
             self._drop(key.parts)
-            self._entries[key.parts] = (key, values, size)
+            self._entries[key.parts] = _Entry(key, values, size, views)
             self.bytes += size
             while self.bytes > self.max_bytes and len(self._entries) > 1:
                 self._drop(next(iter(self._entries)))
@@ -107,7 +123,28 @@ class Memo:
 
     def _drop(self, parts: Hashable) -> None:
         entry = self._entries.pop(parts, None)
-        self.bytes -= entry[2] if entry else 0
+        self.bytes -= entry.size if entry else 0
+
+
+def private(values: Sequence[Any], inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """`values`, those that share memory with one of `inputs` copied: a caller may write into what it passed.
+
+    Copies have the strides of what they stand for.
+    """
+    theirs = {_memory(tensor) for tensor in inputs if isinstance(tensor, torch.Tensor)}
+    return tuple(
+        _copy(value) if isinstance(value, torch.Tensor) and _memory(value) in theirs else value for value in values
+    )
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    storage = tensor.untyped_storage().clone()
+    return tensor.new_empty(0).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """The memory of a tensor, as a number that names it as long as it is alive (0 for tensors that have none)."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0
 
 
 def _stored_bytes(value: Any) -> int:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 import xxhash
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from graphopt.ir.program import Input
 from graphopt.runtime.memo import checksum, digest
+
+_kind_of = attrgetter("dtype", "device", "shape")
+_version_of = attrgetter("_version")
+_MOST_TIMES = 64  # elements of a time input that are compared by value
 
 
 class Weights:
@@ -33,15 +39,29 @@ class Weights:
             owner, _, leaf = entry.path.rpartition(".")
             part = module.get_submodule(owner)
             self._slots.append((part._parameters if leaf in part._parameters else part._buffers, leaf))
+        self._kinds = _kinds(self.read())
 
     def read(self) -> list[Any]:
         """The tensors as they are now, in order."""
         return [table[key] for table, key in self._slots]
 
+    def fit(self) -> bool:
+        """Whether the weights still have the shapes, strides, dtypes and devices they were captured with."""
+        try:
+            return _kinds(self.read()) == self._kinds
+        except (KeyError, AttributeError):
+            return False  # a weight is gone, or None
+
     @staticmethod
-    def versions(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
-        """Address and version of each tensor: cheap, and changed by every write that torch itself knows of."""
-        return [(t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors]
+    def versions(tensors: Sequence[torch.Tensor]) -> tuple[list[int], list[int]] | None:
+        """Address and version of each tensor: cheap, and changed by every write that torch itself knows of.
+
+        None where versions are not counted (weights made in inference mode).
+        """
+        try:
+            return list(map(torch.Tensor.data_ptr, tensors)), list(map(_version_of, tensors))
+        except RuntimeError:
+            return None
 
     @staticmethod
     def epoch(tensors: Sequence[torch.Tensor]) -> bytes:
@@ -59,47 +79,79 @@ class Weights:
         return total.digest()
 
 
+def _kinds(tensors: Sequence[torch.Tensor]) -> tuple[list[Any], list[tuple[int, ...]]]:
+    return list(map(_kind_of, tensors)), list(map(torch.Tensor.stride, tensors))
+
+
 class Trajectory:
     """One sampling run as a thread sees it, as far as the weights are concerned.
 
-    The contents of all weights are digested at the start of a trajectory; between its steps addresses and versions are
-    compared. A call continues the trajectory when it passes the very same condition objects as the call before (or,
-    where a model has no conditions, times from the same schedule tensor) and a time that the trajectory has not seen
-    yet; anything else starts a new one.
+    The contents of all weights are digested at the start of a trajectory; between its steps their memory, addresses and
+    versions are compared. (A write behind torch's back, through ``.data`` or ``.numpy()``, in the middle of a run is
+    seen from the next run on.) A call continues the trajectory when it passes the very same condition objects as the
+    call before (or, where a model has no conditions, times from the same schedule tensor) and its time is further along
+    in the direction that the times went so far; anything else starts a new one.
     """
 
     def __init__(self) -> None:
         self._conditions: list[weakref.ref[torch.Tensor]] = []
         self._schedule: list[torch.Tensor] = []  # views held, so that no other schedule can come to lie there
-        self._times: set[bytes] = set()
-        self._versions: list[tuple[int, int]] = []
+        self._times: list[list[float]] | None = None
+        self._places: set[bytes] = set()
+        self._falling: bool | None = None
+        self._versions: tuple[list[int], list[int]] | None = None
+        self._storages: list[StorageWeakRef] = []
         self.epoch: bytes | None = None
         self.started = 0
 
     def step(self, weights: Sequence[torch.Tensor], conditions: list[torch.Tensor], times: list[torch.Tensor]) -> bytes:
         """The epoch of the weights for this call."""
-        now = b"".join(map(_moment, times))
-        continues = self.epoch is not None and now not in self._times and self._same_run(conditions, times)
-        versions = Weights.versions(weights)
+        moves = self._further(times)
+        continues = self.epoch is not None and moves and self._same_run(conditions, times)
         if not continues:
-            self._times, self.started = set(), self.started + 1
+            self._falling, self._places, self.started = None, set(map(_place, times)), self.started + 1
             self._conditions, self._schedule = [weakref.ref(tensor) for tensor in conditions], list(times)
-        if not continues or versions != self._versions:
-            self.epoch, self._versions = Weights.epoch(weights), versions
-        self._times.add(now)
-        assert self.epoch is not None
+        if self.epoch is None or not continues or not self._untouched(weights):
+            self.epoch, self._versions = Weights.epoch(weights), Weights.versions(weights)
+            self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in weights]
         return self.epoch
+
+    def _untouched(self, weights: Sequence[torch.Tensor]) -> bool:
+        """Whether torch knows of no write since the last digest, and no other memory came to lie at an old address."""
+        if self._versions is None or Weights.versions(weights) != self._versions:
+            return False
+        return not any(storage.expired() for storage in self._storages)
+
+    def _further(self, times: list[torch.Tensor]) -> bool:
+        """Whether the times moved on, in the direction of the moves before; remembers them."""
+        if not times or any(time.device.type != "cpu" or time.numel() > _MOST_TIMES for time in times):
+            # Reading a time would stop the device: a place in memory that this trajectory has not seen yet.
+            self._times, places = None, list(map(_place, times))
+            new = bool(places) and not self._places.issuperset(places)
+            self._places.update(places)
+            return new
+        before, self._times = self._times, [time.reshape(-1).tolist() for time in times]
+        if before is None or list(map(len, before)) != list(map(len, self._times)):
+            return False
+        pairs = [pair for old, new in zip(before, self._times, strict=True) for pair in zip(old, new, strict=True)]
+        falls, rises = all(new <= old for old, new in pairs), all(new >= old for old, new in pairs)
+        if falls == rises or (self._falling is not None and falls != self._falling):
+            return False  # no move, a mixed one, or a turn
+        self._falling = falls
+        return True
 
     def _same_run(self, conditions: list[torch.Tensor], times: list[torch.Tensor]) -> bool:
         if conditions:
             return len(conditions) == len(self._conditions) and all(
                 new is old() for new, old in zip(conditions, self._conditions, strict=True)
             )
-        return bool(times) and [_schedule(time) for time in times] == [_schedule(time) for time in self._schedule] != [0]
+        return bool(times) and all(
+            _schedule(new) == _schedule(old) != 0 for new, old in zip(times, self._schedule, strict=True)
+        )
 
 
-def _moment(time: torch.Tensor) -> bytes:
-    return digest(time) if time.device.type == "cpu" else str((time.data_ptr(), time.shape)).encode()
+def _place(time: torch.Tensor) -> bytes:
+    return str((time.data_ptr(), time.shape, 0 if time.is_inference() else time._version)).encode()
 
 
 def _schedule(time: torch.Tensor) -> int:
