@@ -5,23 +5,47 @@ from __future__ import annotations
 from graphopt.ir.rewrite import Pass
 from graphopt.passes import (
     FoldConstants,
+    FusePointwise,
     Hoist,
     MergeCommon,
+    MergeLinears,
+    PackWeights,
     RemoveDead,
     SimplifyIdentities,
     SimplifyViews,
     Tabulate,
 )
 
-exact: tuple[Pass, ...] = (
+_clean: tuple[Pass, ...] = (
     RemoveDead(),  # first: nothing that follows should spend time on what nobody reads
     SimplifyViews(),  # before identities: a copy of a view that is gone is a copy of a fresh value
     SimplifyIdentities(),  # before merging: two ways of writing nothing must not keep equal values apart
-    MergeCommon(),  # before placing: a value shared by two stages is kept once
-    RemoveDead(),  # what the passes above left behind
+    MergeCommon(),  # before everything that moves work: a value that two places share is one value
+)
+_place: tuple[Pass, ...] = (
+    RemoveDead(),  # what the passes above left behind must not be kept
     FoldConstants(),  # first of the placements: later stages read weights-stage values
     Hoist(),  # before the schedule: values of both time and condition read what the request keeps
     Tabulate(),  # last: it places what is left of the earlier stages
 )
 
-PIPELINES: dict[str, tuple[Pass, ...]] = {"exact": exact, "none": ()}
+# No bit of any result changes.
+bitwise: tuple[Pass, ...] = (*_clean, *_place)
+
+# Rounding only; for targets that generate their own kernels, layouts and fusions.
+generated: tuple[Pass, ...] = (
+    *_clean,
+    MergeLinears(),  # after merging values: linears share an input only once equal inputs are one
+    *_place,
+)
+
+# Rounding only; for torch's own kernels.
+exact: tuple[Pass, ...] = (
+    *_clean,
+    MergeLinears(),  # before packing, which hides the weights it would join
+    PackWeights(),  # before placing: packed weights are values of the weights stage
+    FusePointwise(),  # after packing: only packed kernels take an epilogue
+    *_place,
+)
+
+PIPELINES: dict[str, tuple[Pass, ...]] = {"bitwise": bitwise, "exact": exact, "generated": generated, "none": ()}

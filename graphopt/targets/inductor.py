@@ -20,6 +20,7 @@ class Inductor(Target):
     """
 
     name: ClassVar[str] = "inductor"
+    pipeline: ClassVar[str] = "generated"
 
     def unavailable(self, device: torch.device) -> str | None:
         if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
