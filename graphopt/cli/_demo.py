@@ -140,7 +140,7 @@ def show(console: Console, result: Result) -> None:
     apart = result.difference
     remark(console, "Images: [bold green]all pixels are equal[/]" if not apart.largest else
         f"Images: the largest difference of a pixel is [bold]{apart.largest}[/] of 255 grey levels; "
-        f"{apart.share:.2%} of the values differ"
+        f"{apart.count} of {apart.values} values differ"
     )  # fmt: skip
     remark(console, Text(f"Pictures: {result.folder}/{{original,compiled,difference,side_by_side}}.png\n"))
     show_modules(console, result.report, full=False)
@@ -186,7 +186,8 @@ def _pipeline(result: Result) -> dict[str, Any]:
         "difference": {
             "largest_grey_levels": apart.largest,
             "mean_grey_levels": apart.mean,
-            "share_of_values": apart.share,
+            "values_that_differ": apart.count,
+            "values": apart.values,
             "picture_factor": result.factor,
         },
         "load_before": result.load,

@@ -171,9 +171,10 @@ class Difference:
 
     largest: int
     mean: float
-    share: float  # of the values that differ
+    count: int  # of values (a pixel has three) that differ
+    values: int
 
     @classmethod
     def of(cls, original: Pictures, compiled: Pictures) -> Difference:
         apart = np.abs(original.astype(np.int16) - compiled.astype(np.int16))
-        return cls(int(apart.max()), float(apart.mean()), float((apart > 0).mean()))
+        return cls(int(apart.max()), float(apart.mean()), int((apart > 0).sum()), apart.size)

@@ -106,7 +106,11 @@ def _change(pair: tuple[Any, Any], unit: str = "", *, scale: bool = False) -> st
     if pair[0] == pair[1]:
         return "·"
     before, after = ((scaled(value, unit) if scale else str(value)) for value in pair)
-    return f"{pair[1] / pair[0] - 1:+.2%}" if before == after and pair[0] else f"{before} → {after}"
+    if before == after and pair[0]:
+        return f"{pair[1] / pair[0] - 1:+.2%}"
+    if before.split()[1:] == after.split()[1:]:
+        before = before.split()[0]
+    return f"{before} → {after}"
 
 
 def fates(modules: Sequence[ModuleReport]) -> Text:
@@ -144,7 +148,10 @@ def show_weights(console: Console, report: Report) -> None:
             rows.add_row(module.name, scaled(total, "B"), scaled(total - idle, "B"), scaled(idle, "B"), share)
     console.print()
     console.print(rows)
-    remark(console, "[dim]What the step does not read is needed once per request or schedule only.[/]")
+    remark(
+        console,
+        "[dim]What the step does not read is needed once per request or schedule only.[/]",
+    )
     console.print()
 
 

@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import fx
+
 from graphopt.debug.statistics import PassRecord
 from graphopt.ir.cost import nbytes, program_cost, stage_costs
-from graphopt.ir.program import val
-from graphopt.runtime.installed import Built, Installed, Variant
+from graphopt.ir.program import Program, val
+from graphopt.ir.stages import STEP, WEIGHTS, Stage, placement
+from graphopt.runtime.installed import Installed, Variant
 
 
 @dataclass
@@ -32,8 +35,8 @@ class StageReport:
 class VariantReport:
     """One captured Program of a module.
 
-    Of the weights (in bytes) that any stage reads, those are idle that the step does not: only what is computed once
-    per request or schedule, or once and for all, needs them.
+    Of the weights (in bytes) that any stage reads, those are idle that the step does not, neither as they are nor
+    folded or packed by the weights stage: only what is computed once per request or schedule needs them.
     """
 
     inputs: dict[str, str]
@@ -126,7 +129,7 @@ def _variant(variant: Variant) -> VariantReport:
             stage.hits, stage.misses, stage.entries, stage.kept_bytes = memo.hits, memo.misses, len(memo), memo.bytes
         stages.append(stage)
     before, race = program_cost(built.captured), variant.race
-    weights, idle = _weights(built)
+    weights, idle = _weights(built.program)
     return VariantReport(
         inputs={entry.path: entry.role for entry in built.program.inputs if entry.role != "weight"},
         captured_nodes=len(list(built.captured.calls())),
@@ -144,12 +147,15 @@ def _variant(variant: Variant) -> VariantReport:
     )
 
 
-def _weights(built: Built) -> tuple[Any, Any]:
+def _weights(program: Program) -> tuple[Any, Any]:
     """Bytes of the weights that stages read, and of those among them that the step does not."""
-    placeholders = zip(built.program.placeholders, built.program.inputs, strict=True)
-    sizes = {entry.name: nbytes(val(node)) for node, entry in placeholders if entry.role == "weight"}
-    read = [sizes.keys() & set(part.reads) for part in built.parts]
-    return sum(sizes[name] for name in set().union(*read)), sum(sizes[name] for name in set().union(*read) - read[-1])
+    readers: dict[fx.Node, set[Stage]] = {}  # the stages beyond the weights stage that a value goes to
+    for node in reversed(program.graph.nodes):
+        placed = {user: placement(user) for user in node.users}
+        readers[node] = set().union(*(readers[user] if at == WEIGHTS else {at} for user, at in placed.items()))
+    nodes = zip(program.placeholders, program.inputs, strict=True)
+    read = {node: readers[node] for node, entry in nodes if entry.role == "weight" and readers[node]}
+    return sum(nbytes(val(node)) for node in read), sum(nbytes(val(n)) for n, to in read.items() if STEP not in to)
 
 
 def _runs(variant: Variant) -> str:
