@@ -81,15 +81,14 @@ def compare(
     difference = Difference.of(before, after)
     steps = f"{settings['steps']} steps, guidance {settings['guidance_scale']:g}, seeds from {settings['seed']}"
     equal = "all pixels are equal" if not difference.largest else (
-        f"largest {difference.largest} of 255 grey levels; shown × {factor}"
+        f"at most {difference.largest} of 255 grey levels apart; shown {factor} times as bright"
     )  # fmt: skip
     pair = [Column(before, "original"), Column(after, "compiled")]
     for file, shown, title in (
         ("original", [Column(before)], f"{name}, original: {steps}"),
         ("compiled", [Column(after)], f"{name}, compiled by graphopt: {steps}"),
         ("difference", [Column(apart, smooth=False)], f"{name}, |original - compiled|: {equal}"),
-        ("side_by_side", pair, f"{name}: {steps}; {equal.split(';')[0]} apart" if difference.largest else
-         f"{name}: {steps}; {equal}"),
+        ("side_by_side", pair, f"{name}: {steps}; {equal.split(';')[0]}"),
     ):  # fmt: skip
         grid(shown, captions, title).save(folder / f"{file}.png")
     return Result(name, type(original.pipe).__name__, folder, device, ours, theirs, original_warm_up, compiled_warm_up,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,18 +73,24 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """The text in at most two lines of `width` pixels, cut with an ellipsis."""
     lines = [""]
-    for word in text.split() or [""]:
+    for word in _plain(text).split() or [""]:
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer
         else:
             lines.append(word)
     if len(lines) > 2:
-        lines = [lines[0], f"{lines[1]} …"]
+        lines = [lines[0], f"{lines[1]} ..."]
     return [_cut(line, font, width) for line in lines]
 
 
+def _plain(text: str) -> str:
+    """Without accents and curly quotes, which Pillow's own font lacks: ``piñata`` becomes ``pinata``."""
+    letters = unicodedata.normalize("NFKD", text.translate(str.maketrans("‘’“”", "''\"\"")))
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
+
+
 def _cut(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    while font.getlength(line) > width and len(line) > 2:
-        line = f"{line.rstrip('…')[:-1]}…"
+    while font.getlength(line) > width and len(line) > 4:
+        line = f"{line.removesuffix('...')[:-1]}..."
     return line

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import graphopt
-from graphopt.cli._grid import Column, amplified, grid
+from graphopt.cli._grid import Column, _plain, amplified, grid
 from graphopt.cli._options import passes_named
 from graphopt.cli._show import scaled
 from graphopt.ir.rewrite import spell
@@ -129,6 +129,10 @@ def test_grid_holds_every_caption() -> None:
     captions = ["short", "a caption of many words that must be broken and cut", "x" * 90, "", "é"]
     sheet = grid([Column(pictures, "left"), Column(pictures, "right")], captions, "title")
     assert sheet.width > 2 * 128
+
+
+def test_captions_are_drawn_in_letters_the_font_has() -> None:
+    assert _plain("piñata, man’s shoe, “café”") == "pinata, man's shoe, \"cafe\""
 
 
 @pytest.mark.parametrize(
