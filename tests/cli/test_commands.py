@@ -132,7 +132,7 @@ def test_grid_holds_every_caption() -> None:
 
 
 def test_captions_are_drawn_in_letters_the_font_has() -> None:
-    assert _plain("piñata, man’s shoe, “café”") == "pinata, man's shoe, \"cafe\""
+    assert _plain("piñata, man’s shoe, “café”") == 'pinata, man\'s shoe, "cafe"'
 
 
 @pytest.mark.parametrize(
