@@ -178,8 +178,9 @@ def _modules(x: Any) -> Iterator[tuple[str, torch.nn.Module]]:
 
 def _exported(program: torch.export.ExportedProgram, inputs: Any) -> tuple[torch.nn.Module, Any]:
     """The module of an exported program, and its own example inputs unless others are given."""
-    module = program.module()
-    module._forward_pre_hooks.clear()  # they check what graphopt's guards check
+    module = program.module(check_guards=False)
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        hooks.clear()  # they check what graphopt's guards check, and serve tracing
     if inputs is None and program.example_inputs is not None:
         args, kwargs = program.example_inputs
         inputs = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)

@@ -1,0 +1,173 @@
+"""The guard notices every kind of change of a module's Python state, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from graphopt.capture.guards import ModuleGuard, interference, twin
+
+
+class Processor:
+    def __init__(self) -> None:
+        self.scale = 1.0
+        self.options = {"heads": [2, 3]}
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3, bias=False)
+        self.tied = torch.nn.Linear(3, 3)
+        self.tied.weight = self.first.weight
+        self.register_buffer("table", torch.ones(3))
+        self.processor, self.scaling, self.flag, self.factor = Processor(), {"a": 0.5}, True, 1.0
+        self.constant = torch.ones(1)
+        self.extra = [Processor()]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.tied(self.second(self.first(x))) * self.processor.scale
+        return result
+
+
+def _set(path: str, value: Any) -> Callable[[Net], object]:
+    def change(net: Net) -> None:
+        owner, _, name = path.rpartition(".")
+        target: Any = net
+        for part in filter(None, owner.split(".")):
+            target = target[int(part)] if part.isdigit() else getattr(target, part)
+        setattr(target, name, value)
+
+    return change
+
+
+def _parameter(*shape: int) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.zeros(*shape))
+
+
+CHANGES: dict[str, Callable[[Net], object]] = {
+    "training": lambda net: net.train(),
+    "training of a submodule": lambda net: net.second.train(),
+    "scalar": _set("factor", 2.0),
+    "sign of zero": lambda net: _set("factor", -0.0)(net),
+    "bool to int": _set("flag", 1),
+    "int to float": _set("first.in_features", 3.0),
+    "attribute added": _set("new", None),
+    "attribute removed": lambda net: delattr(net, "flag"),
+    "attribute renamed": lambda net: (delattr(net, "flag"), setattr(net, "flagged", True)),
+    "dict entry": lambda net: net.scaling.update(a=0.25),
+    "dict key": lambda net: net.scaling.update(b=0.5),
+    "dict key renamed": lambda net: net.scaling.update(b=net.scaling.pop("a")),
+    "object in attribute": _set("processor", Processor()),
+    "scale of a processor": _set("processor.scale", 0.5),
+    "list in a dict in an object": lambda net: net.processor.options["heads"].append(4),
+    "object in a list": _set("extra.0.scale", 3.0),
+    "list element": lambda net: net.extra.append(Processor()),
+    "tensor attribute replaced": _set("constant", torch.ones(1)),
+    "submodule replaced": _set("second", torch.nn.Linear(3, 3, bias=False).eval()),
+    "submodule added": lambda net: net.add_module("third", torch.nn.Identity()),
+    "submodule removed": lambda net: delattr(net, "second"),
+    "class of a submodule": lambda net: setattr(net.second, "__class__", torch.nn.Bilinear),
+    "hook": lambda net: net.register_forward_hook(lambda *_: None),
+    "hook before": lambda net: net.second.register_forward_pre_hook(lambda *_: None),
+    "forward replaced": _set("second.forward", lambda x: x),
+    "bias given": _set("second.bias", _parameter(3)),
+    "bias taken": _set("first.bias", None),
+    "parameter added": lambda net: net.register_parameter("more", _parameter(1)),
+    "buffer added": lambda net: net.register_buffer("more", torch.ones(1)),
+    "buffer to parameter": lambda net: (delattr(net, "table"), setattr(net, "table", _parameter(3))),
+    "tie undone": _set("tied.weight", _parameter(3, 3)),
+    "tie made": lambda net: setattr(net.second, "weight", net.first.weight),
+    "parametrisation": lambda net: torch.nn.utils.parametrize.register_parametrization(
+        net.second, "weight", torch.nn.Identity()
+    ),
+}
+
+NO_CHANGES: dict[str, Callable[[Net], object]] = {
+    "nothing": lambda net: None,
+    "a call": lambda net: net(torch.ones(2, 3)),
+    "weights in place": lambda net: net.first.weight.data.add_(1),
+    "parameter replaced": lambda net: setattr(net.second, "weight", _parameter(3, 3)),
+    "both tied replaced": lambda net: [
+        setattr(m, "weight", p) for p in [_parameter(3, 3)] for m in (net.first, net.tied)
+    ],
+    "equal string": lambda net: setattr(net, "flag", bool(1)),
+    "training there and back": lambda net: net.train().eval(),
+    "equal float": lambda net: setattr(net, "factor", float("1.0")),
+    "hook that is gone": lambda net: net.register_forward_hook(lambda *_: None).remove(),
+    "state dict": lambda net: net.load_state_dict(net.state_dict()),
+    "compiled call": lambda net: setattr(net.second, "_compiled_call_impl", net.second._call_impl),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_noticed(name: str) -> None:
+    net = Net().eval()
+    net.factor = 0.0 if name == "sign of zero" else 1.0
+    guard = ModuleGuard(net)
+    assert guard.holds()
+    CHANGES[name](net)
+    assert not guard.holds()
+
+
+@pytest.mark.parametrize("name", NO_CHANGES)
+def test_nothing_that_matters_changed(name: str) -> None:
+    net = Net().eval()
+    guard = ModuleGuard(net)
+    NO_CHANGES[name](net)
+    assert guard.holds()
+    assert guard.holds()
+
+
+def test_a_forward_patched_into_a_class() -> None:
+    net = Net().eval()
+    guard = ModuleGuard(net)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Linear, "forward", lambda self, x: x)
+        assert not guard.holds()
+    assert guard.holds()
+
+
+def test_interference() -> None:
+    net = Net()
+    assert interference(net) is None
+    handle = net.second.register_forward_hook(lambda *_: None)
+    assert interference(net) == "hooks are registered on the module or its submodules"
+    handle.remove()
+    net.first.forward = lambda x: x
+    assert interference(net) == "the forward of the module or of a submodule was replaced"
+
+
+def test_a_twin_shares_tensors_and_nothing_that_tracing_exchanges() -> None:
+    net = Net().eval()
+    other = twin(net)
+    assert other is not None
+    assert other.first.weight is net.first.weight is other.tied.weight
+    assert other.first is not net.first
+    assert other.first._parameters is not net.first._parameters
+    with torch.no_grad():
+        x = torch.ones(2, 3)
+        assert torch.equal(other(x), net(x))
+
+
+def test_no_twin_of_a_module_that_refers_to_itself() -> None:
+    net = Net()
+    net.again = [net.first]
+    assert twin(net) is None
+    other = Net()
+    other.method = other.first.extra_repr
+    assert twin(other) is None
+
+
+def test_a_guard_is_not_confused_by_threads_and_copies() -> None:
+    net = Net().eval()
+    net.lock = threading.Lock()
+    guard = ModuleGuard(net)
+    del net.lock
+    copy.deepcopy(net)
+    assert not guard.holds()
