@@ -1,0 +1,147 @@
+"""Tiny pipelines with random weights, a pass that keeps whatever can be kept, and counters of what was recomputed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import graphopt
+from graphopt.ir.program import Program
+from graphopt.ir.rewrite import Match, Pass
+from graphopt.ir.stages import STAGES, stages
+
+WIDTH, TOKENS, SIDE, STEPS = 16, 5, 16, 3
+
+
+@dataclass(frozen=True)
+class HoistEverything(Pass):
+    """Place every node in its stage, whatever it costs: the harshest case for memoised stages."""
+
+    repeat: ClassVar[bool] = False
+
+    def find(self, program: Program) -> Iterable[Match]:
+        for node, stage in stages(program).items():
+            if node.op == "call_function" and "state" not in stage:
+                yield Match(node, captures={"stage": stage})
+
+    def rewrite(self, program: Program, match: Match) -> None:
+        match.root.meta["placement"] = match["stage"]
+
+
+def unet(**options: Any) -> Any:
+    torch.manual_seed(0)
+    config = {
+        "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": (8, 8),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "mid_block_type": None, "norm_num_groups": 2,
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "cross_attention_dim": WIDTH, "attention_head_dim": 4,
+    }  # fmt: skip
+    return UNet2DConditionModel(**{**config, **options}).eval().requires_grad_(False)
+
+
+def vae() -> Any:
+    torch.manual_seed(1)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=2, latent_channels=4, layers_per_block=1, **blocks)
+
+
+def scheduler() -> Any:
+    return DDIMScheduler(num_train_timesteps=1000, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+
+
+def text_encoder(words: int) -> Any:
+    torch.manual_seed(2)
+    config = CLIPTextConfig(
+        hidden_size=WIDTH,
+        intermediate_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        vocab_size=words,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return CLIPTextModel(config).eval().requires_grad_(False)
+
+
+def stable_diffusion() -> Any:
+    tokenizer = CLIPTokenizer.from_pretrained(graphopt.bundled("emoji-unet") / "tokenizer")
+    pipe = StableDiffusionPipeline(
+        unet=unet(), vae=vae().eval().requires_grad_(False), text_encoder=text_encoder(len(tokenizer)),
+        tokenizer=tokenizer, scheduler=scheduler(), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def pixart() -> Any:
+    torch.manual_seed(0)
+    transformer = PixArtTransformer2DModel(
+        sample_size=8, num_layers=2, patch_size=2, attention_head_dim=4, num_attention_heads=2, caption_channels=WIDTH,
+        in_channels=4, out_channels=8, cross_attention_dim=8, use_additional_conditions=False,
+    )  # fmt: skip
+    pipe = PixArtAlphaPipeline(
+        tokenizer=None, text_encoder=None, vae=vae().eval().requires_grad_(False), scheduler=scheduler(),
+        transformer=transformer.eval().requires_grad_(False),
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def embeddings(seed: int, batch: int = 1) -> torch.Tensor:
+    return torch.randn(batch, TOKENS, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def denoiser(pipe: Any) -> Any:
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+
+def generate(pipe: Any, *, seed: int = 0, prompt: int = 1, negative: int = 2, **changes: Any) -> torch.Tensor:
+    """The final latent (or image) of one run; everything is the same from run to run but what is said otherwise."""
+    batch = changes.pop("batch", 1)
+    call: dict[str, Any] = {
+        "num_inference_steps": STEPS, "guidance_scale": 4.0, "height": SIDE, "width": SIDE, "output_type": "latent",
+        "generator": torch.Generator().manual_seed(seed),
+    }  # fmt: skip
+    if "text" not in changes:
+        call |= {"prompt_embeds": embeddings(prompt, batch), "negative_prompt_embeds": embeddings(negative, batch)}
+        if isinstance(pipe, PixArtAlphaPipeline):
+            mask = torch.ones(batch, TOKENS, dtype=torch.int64)
+            call |= {"prompt_attention_mask": mask, "negative_prompt_attention_mask": mask.clone()}
+    if isinstance(pipe, PixArtAlphaPipeline):
+        call |= {"use_resolution_binning": False, "negative_prompt": None}
+    if "text" in changes:
+        call["prompt"] = changes.pop("text")
+    if "timesteps" in changes or "sigmas" in changes:
+        del call["num_inference_steps"]
+    result = pipe(**{**call, **changes})
+    image: torch.Tensor = result.images
+    return image
+
+
+def misses(pipe: Any) -> dict[str, int]:
+    """How often each stage of the denoiser was computed so far, over all its variants."""
+    installed = denoiser(pipe)._compiled_call_impl
+    variants = installed.variants if installed is not None else []
+    return {
+        name: sum(variant.memos[name].misses for variant in variants if name in variant.memos)
+        for name in STAGES
+        if name != "step"
+    }
+
+
+def pair(make: Any) -> tuple[Any, Any]:
+    """A pipeline, and its compiled twin."""
+    original, compiled = make(), make()
+    return original, graphopt.compile(compiled, target="eager", pipeline=[HoistEverything()], strict=True)
