@@ -65,6 +65,7 @@ class ModuleGuard:
         self._sizes = list(map(len, self._tables))
         self._shape = _arrangement(self._filled)
         self._ids = _ids(self._filled)
+        self._expect()
 
     def _follow(self, value: Any, seen: set[int]) -> None:
         """Remember what a value holds that can change while it stays the same object."""
@@ -93,9 +94,8 @@ class ModuleGuard:
             return False
         if list(map(len, self._tables)) != self._sizes:
             return False
-        for state in self._states:
-            if not state.same():
-                return False
+        if not self._same_states():
+            return False
         for holder in self._holders:
             if not holder.same():
                 return False
@@ -103,6 +103,26 @@ class ModuleGuard:
             if getattr(kind, name, None) is not function:
                 return False
         return self._same_children() and self._same_tables()
+
+    def _same_states(self) -> bool:
+        if list(map(len, self._dicts)) == self._lengths:
+            try:
+                live = [read(state) for read, state in self._reads]
+            except KeyError:
+                return False
+            if all(map(is_, chain.from_iterable(live), self._values)):
+                return True
+        if not all(state.same() for state in self._states):
+            return False
+        self._expect()
+        return True
+
+    def _expect(self) -> None:
+        """Remember all attributes once more in one flat list, which is compared without a call per module."""
+        self._dicts = [state.state for state in self._states]
+        self._lengths = list(map(len, self._dicts))
+        self._reads = [(state.getter, state.state) for state in self._states if state.getter is not None]
+        self._values = list(chain.from_iterable(state.kept for state in self._states if state.getter is not None))
 
     def _same_children(self) -> bool:
         live = list(chain.from_iterable(map(dict.values, self._children)))

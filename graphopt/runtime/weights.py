@@ -14,8 +14,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from graphopt.ir.program import Input
 from graphopt.runtime.memo import checksum, digest
 
-_kind_of = attrgetter("dtype", "device", "shape")
+_kind_of = [attrgetter("dtype"), attrgetter("device"), torch.Tensor.size, torch.Tensor.stride]
 _version_of = attrgetter("_version")
+_cdata_of = attrgetter("cdata")
 _MOST_TIMES = 64  # elements of a time input that are compared by value
 
 
@@ -49,7 +50,7 @@ class Weights:
         """Whether the weights still have the shapes, strides, dtypes and devices they were captured with."""
         try:
             return _kinds(self.read()) == self._kinds
-        except (KeyError, AttributeError):
+        except (KeyError, AttributeError, TypeError):
             return False  # a weight is gone, or None
 
     @staticmethod
@@ -79,8 +80,8 @@ class Weights:
         return total.digest()
 
 
-def _kinds(tensors: Sequence[torch.Tensor]) -> tuple[list[Any], list[tuple[int, ...]]]:
-    return list(map(_kind_of, tensors)), list(map(torch.Tensor.stride, tensors))
+def _kinds(tensors: Sequence[torch.Tensor]) -> list[list[Any]]:
+    return [list(map(read, tensors)) for read in _kind_of]
 
 
 class Trajectory:
@@ -120,7 +121,7 @@ class Trajectory:
         """Whether torch knows of no write since the last digest, and no other memory came to lie at an old address."""
         if self._versions is None or Weights.versions(weights) != self._versions:
             return False
-        return not any(storage.expired() for storage in self._storages)
+        return not any(map(torch.UntypedStorage._expired, map(_cdata_of, self._storages)))
 
     def _further(self, times: list[torch.Tensor]) -> bool:
         """Whether the times moved on, in the direction of the moves before; remembers them."""
