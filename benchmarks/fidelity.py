@@ -82,7 +82,7 @@ def load(name: str) -> Any:
 def float32_noise() -> Iterator[None]:
     """Step noise is drawn in float32 and cast to what is asked for."""
     module = sys.modules["diffusers.schedulers.scheduling_euler_ancestral_discrete"]
-    drawn = module.randn_tensor  # type: ignore[attr-defined]
+    drawn = module.randn_tensor
 
     def draw(shape: Any, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> torch.Tensor:
         noise: torch.Tensor = drawn(shape, *args, dtype=torch.float32, **kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -14,7 +14,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from graphopt.ir.program import Input
 from graphopt.runtime.memo import checksum, digest
 
-_kind_of = [attrgetter("dtype"), attrgetter("device"), torch.Tensor.size, torch.Tensor.stride]
+_kind_of: list[Callable[[torch.Tensor], Any]] = [
+    attrgetter("dtype"),
+    attrgetter("device"),
+    torch.Tensor.size,
+    torch.Tensor.stride,
+]
 _version_of = attrgetter("_version")
 _cdata_of = attrgetter("cdata")
 _MOST_TIMES = 64  # elements of a time input that are compared by value

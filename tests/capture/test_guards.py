@@ -50,6 +50,10 @@ def _parameter(*shape: int) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.zeros(*shape))
 
 
+def _both(net: Net, parameter: torch.nn.Parameter) -> None:
+    net.first.weight = net.tied.weight = parameter
+
+
 CHANGES: dict[str, Callable[[Net], object]] = {
     "training": lambda net: net.train(),
     "training of a submodule": lambda net: net.second.train(),
@@ -59,7 +63,7 @@ CHANGES: dict[str, Callable[[Net], object]] = {
     "int to float": _set("first.in_features", 3.0),
     "attribute added": _set("new", None),
     "attribute removed": lambda net: delattr(net, "flag"),
-    "attribute renamed": lambda net: (delattr(net, "flag"), setattr(net, "flagged", True)),
+    "attribute renamed": lambda net: net.__dict__.update(flagged=net.__dict__.pop("flag")),
     "dict entry": lambda net: net.scaling.update(a=0.25),
     "dict key": lambda net: net.scaling.update(b=0.5),
     "dict key renamed": lambda net: net.scaling.update(b=net.scaling.pop("a")),
@@ -80,7 +84,9 @@ CHANGES: dict[str, Callable[[Net], object]] = {
     "bias taken": _set("first.bias", None),
     "parameter added": lambda net: net.register_parameter("more", _parameter(1)),
     "buffer added": lambda net: net.register_buffer("more", torch.ones(1)),
-    "buffer to parameter": lambda net: (delattr(net, "table"), setattr(net, "table", _parameter(3))),
+    "buffer to parameter": lambda net: net.register_parameter(
+        "table", _parameter(*net.__dict__["_buffers"].pop("table").shape)
+    ),
     "tie undone": _set("tied.weight", _parameter(3, 3)),
     "tie made": lambda net: setattr(net.second, "weight", net.first.weight),
     "parametrisation": lambda net: torch.nn.utils.parametrize.register_parametrization(
@@ -93,9 +99,7 @@ NO_CHANGES: dict[str, Callable[[Net], object]] = {
     "a call": lambda net: net(torch.ones(2, 3)),
     "weights in place": lambda net: net.first.weight.data.add_(1),
     "parameter replaced": lambda net: setattr(net.second, "weight", _parameter(3, 3)),
-    "both tied replaced": lambda net: [
-        setattr(m, "weight", p) for p in [_parameter(3, 3)] for m in (net.first, net.tied)
-    ],
+    "both tied replaced": lambda net: _both(net, _parameter(3, 3)),
     "equal string": lambda net: setattr(net, "flag", bool(1)),
     "training there and back": lambda net: net.train().eval(),
     "equal float": lambda net: setattr(net, "factor", float("1.0")),
@@ -107,7 +111,7 @@ NO_CHANGES: dict[str, Callable[[Net], object]] = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_noticed(name: str) -> None:
-    net = Net().eval()
+    net: Any = Net().eval()
     net.factor = 0.0 if name == "sign of zero" else 1.0
     guard = ModuleGuard(net)
     assert guard.holds()
@@ -117,7 +121,7 @@ def test_a_change_is_noticed(name: str) -> None:
 
 @pytest.mark.parametrize("name", NO_CHANGES)
 def test_nothing_that_matters_changed(name: str) -> None:
-    net = Net().eval()
+    net: Any = Net().eval()
     guard = ModuleGuard(net)
     NO_CHANGES[name](net)
     assert guard.holds()
@@ -125,7 +129,7 @@ def test_nothing_that_matters_changed(name: str) -> None:
 
 
 def test_a_forward_patched_into_a_class() -> None:
-    net = Net().eval()
+    net: Any = Net().eval()
     guard = ModuleGuard(net)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.Linear, "forward", lambda self, x: x)
@@ -134,7 +138,7 @@ def test_a_forward_patched_into_a_class() -> None:
 
 
 def test_interference() -> None:
-    net = Net()
+    net: Any = Net()
     assert interference(net) is None
     handle = net.second.register_forward_hook(lambda *_: None)
     assert interference(net) == "hooks are registered on the module or its submodules"
@@ -144,8 +148,8 @@ def test_interference() -> None:
 
 
 def test_a_twin_shares_tensors_and_nothing_that_tracing_exchanges() -> None:
-    net = Net().eval()
-    other = twin(net)
+    net: Any = Net().eval()
+    other: Any = twin(net)
     assert other is not None
     assert other.first.weight is net.first.weight is other.tied.weight
     assert other.first is not net.first
@@ -156,16 +160,16 @@ def test_a_twin_shares_tensors_and_nothing_that_tracing_exchanges() -> None:
 
 
 def test_no_twin_of_a_module_that_refers_to_itself() -> None:
-    net = Net()
+    net: Any = Net()
     net.again = [net.first]
     assert twin(net) is None
-    other = Net()
+    other: Any = Net()
     other.method = other.first.extra_repr
     assert twin(other) is None
 
 
 def test_a_guard_is_not_confused_by_threads_and_copies() -> None:
-    net = Net().eval()
+    net: Any = Net().eval()
     net.lock = threading.Lock()
     guard = ModuleGuard(net)
     del net.lock

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -48,8 +47,8 @@ def test_a_constant_is_read_as_it_is_now() -> None:
 
 @torch.no_grad()
 def test_statistics_that_a_model_updates_cannot_be_captured() -> None:
-    module = torch.nn.Sequential(torch.nn.BatchNorm1d(3)).train()
-    reference = torch.nn.Sequential(torch.nn.BatchNorm1d(3)).train()
+    module: Any = torch.nn.Sequential(torch.nn.BatchNorm1d(3)).train()
+    reference: Any = torch.nn.Sequential(torch.nn.BatchNorm1d(3)).train()
     _compiled(module)
     with pytest.warns(RuntimeWarning, match="changes .*running_mean.* while it runs"):
         assert torch.equal(module(torch.ones(2, 3)), reference(torch.ones(2, 3)))
@@ -74,12 +73,14 @@ def test_random_numbers_are_drawn_as_by_the_original() -> None:
 class Counting(torch.nn.Module):
     def __init__(self, cache: bool) -> None:
         super().__init__()
-        self.count, self.cache, self.table = 0, cache, None
+        self.count, self.cache = 0, cache
+        self.table: Any = None
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
         if self.cache:
             self.table = torch.arange(3.0) if self.table is None else self.table
-            return sample + self.table
+            result: torch.Tensor = sample + self.table
+            return result
         self.count += 1
         return sample + self.count
 
@@ -87,16 +88,8 @@ class Counting(torch.nn.Module):
 @torch.no_grad()
 def test_a_model_that_counts_its_calls_runs_itself() -> None:
     module = _compiled(Counting(cache=False))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert [module(torch.zeros(1)).item() for _ in range(5)][-3:] == sorted(range(3, 99))[:3] or True
-    fresh, kept = Counting(cache=False), []
-    graphopt.compile(fresh, target="eager", pipeline=())
-    for _ in range(5):
-        before = fresh.count
-        kept.append(fresh(torch.zeros(1)).item() - before)
-    assert kept[-2:] == [1, 1]
-    assert any("attributes" in reason for reason in _asides(fresh))
+    assert [module(torch.zeros(1)).item() for _ in range(5)] == [1, 2, 3, 4, 5]
+    assert any("attributes" in reason for reason in _asides(module))
 
 
 @torch.no_grad()
@@ -151,7 +144,7 @@ def test_an_exported_program_is_compiled() -> None:
     module = graphopt.compile(torch.export.export(linear, (torch.ones(2, 3),)), target="eager")
     x = torch.randn(2, 3)
     with torch.no_grad():
-        assert torch.equal(module(x), linear(x))  # type: ignore[operator]
+        assert torch.equal(module(x), linear(x))
     assert graphopt.report(module).modules[0].variants
 
 

@@ -128,7 +128,8 @@ def latents_given(pipe: Any) -> Any:
 def tuple_instead_of_output(pipe: Any) -> Any:
     return pipe(
         prompt_embeds=embeddings(1), negative_prompt_embeds=embeddings(2), num_inference_steps=STEPS, height=16,
-        width=16, guidance_scale=4.0, output_type="latent", return_dict=False, generator=torch.Generator().manual_seed(0),
+        width=16, guidance_scale=4.0, output_type="latent", return_dict=False,
+        generator=torch.Generator().manual_seed(0),
     )[0]  # fmt: skip
 
 
@@ -700,7 +701,7 @@ def test_every_run_is_told_apart() -> None:
     pipe = tiny.stable_diffusion()
     first = generate(pipe)
     for change_of in ({"prompt": 11}, {"negative": 12}, {"num_inference_steps": 4}, {"seed": 3}):
-        assert not torch.equal(first, generate(pipe, **change_of))  # type: ignore[arg-type]
+        assert not torch.equal(first, generate(pipe, **change_of))
 
 
 def test_enough_changes() -> None:
