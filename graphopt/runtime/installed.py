@@ -22,9 +22,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from graphopt.capture.calls import Call, CallTaker
 from graphopt.capture.guards import ModuleGuard, call_state, interference, outside
 from graphopt.debug.statistics import PassRecord
-from graphopt.errors import CaptureError, VerificationError
+from graphopt.errors import CaptureError, UsageError, VerificationError
 from graphopt.ir.program import Program
 from graphopt.ir.stages import Part
+from graphopt.runtime.gate import GATE
 from graphopt.runtime.memo import Key, Memo, key_part, private
 from graphopt.runtime.weights import Trajectory, Weights
 from graphopt.targets import Kernel
@@ -178,6 +179,7 @@ class Installed:
         takers: Sequence[CallTaker], *, max_bytes: int, race: bool, strict: bool,
     ) -> None:  # fmt: skip
         self.module, self.name, self.max_bytes, self.race, self.strict = module, name, max_bytes, race, strict
+        self.before = module.__dict__.get("_compiled_call_impl")  # what `graphopt.restore` brings back
         self._build, self._takers = build, takers
         self.variants: list[Variant] = []
         self.failures: dict[Any, tuple[ModuleGuard, str]] = {}
@@ -219,7 +221,11 @@ class Installed:
     def _aside(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's own call."""
         self.asides[reason] += 1
-        return self.module._call_impl(*args, **kwargs)
+        return self._original(args, kwargs)
+
+    def _original(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with GATE.running():
+            return self.module._call_impl(*args, **kwargs)
 
     def _reject(self, variant: Variant, reason: str) -> None:
         variant.wrong = reason
@@ -262,14 +268,25 @@ class Installed:
             error: CaptureError | None = None
             for taker, call in zip(self._takers, calls, strict=False):
                 start = time.perf_counter()
-                _capturing.active = True
-                try:
-                    built = self._build(call, taker)
-                except CaptureError as caught:
-                    error = error or caught
-                    continue
-                finally:
-                    _capturing.active = False
+                with GATE.capturing() as free:
+                    if not free:
+                        return "other threads run modules while this call would have to be captured"
+                    _capturing.active = True
+                    try:
+                        built = self._build(call, taker)
+                    except CaptureError as caught:
+                        error = error or caught
+                        continue
+                    except Exception as caught:
+                        if self.strict or isinstance(caught, UsageError):
+                            raise
+                        what = f"compiling it raised {type(caught).__name__}: {_first_line(caught)}"
+                        error = error or CaptureError(
+                            what, where=self.name, hint="strict=True raises it with its traceback"
+                        )
+                        continue
+                    finally:
+                        _capturing.active = False
                 variant = Variant(self, call, built, time.perf_counter() - start)
                 self.variants = [*self.variants[-_MAX_VARIANTS + 1 :], variant]
                 return variant, call
@@ -291,7 +308,7 @@ class Installed:
         """Module and compiled call, compared in value and, for the target ``auto``, in time."""
         with torch.random.fork_rng(devices=_devices(call)):
             before = _random_state(call)
-            expected = self.module._call_impl(*args, **kwargs)
+            expected = self._original(args, kwargs)
             after = _random_state(call)
             _set_random_state(call, before)
             result = expected

@@ -525,8 +525,8 @@ def default_dtype(pipe: Any) -> Any:
     torch.set_default_dtype(torch.float64)
     try:
         first = _called_with(pipe, embeddings(1).float())
-    except RuntimeError as error:
-        first = torch.tensor(len(str(error)))
+    except (RuntimeError, graphopt.GraphoptError):  # the model cannot; strict compilation says so in its own words
+        first = torch.zeros(1, dtype=torch.float32)
     finally:
         torch.set_default_dtype(torch.float32)
     return [first, generate(pipe)]
@@ -572,7 +572,7 @@ def threads(pipe: Any) -> Any:
         worker.start()
     for worker in workers:
         worker.join()
-    assert len(results) == 8
+    assert len(results) == 12
     return [results[key] for key in sorted(results)]
 
 
@@ -642,7 +642,9 @@ def inpainting(pipe: Any) -> Any:
 @change()
 def control_net(pipe: Any) -> Any:
     torch.manual_seed(4)
-    control = diffusers.ControlNetModel.from_unet(tiny.unet(mid_block_type="UNetMidBlock2DCrossAttn"))
+    control = diffusers.ControlNetModel.from_unet(
+        tiny.unet(mid_block_type="UNetMidBlock2DCrossAttn"), conditioning_embedding_out_channels=(8, 8)
+    )
     for parameter in control.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     unet = tiny.unet(mid_block_type="UNetMidBlock2DCrossAttn")
