@@ -1,8 +1,8 @@
 """``linear(x, w, b) → linear_pointwise(x, pack(w), b)`` and ``conv2d(x, w, b) → convolution_pointwise(x, pack(w), b)``.
 
 where: on the CPU with oneDNN; float32 or bfloat16; the weight depends on weights alone, so that packing it happens once
-    and again when weights change; sizes known; enough work (`min_flops`) that a faster kernel
-    outweighs a slower call.
+    and again when weights change; sizes known; the bias, if any, contiguous; enough work (`min_flops`) that a faster
+    kernel outweighs a slower call.
 because: oneDNN runs at the machine's peak when the weight lies in the order in which its kernels read it, in blocks of
     output channels. ATen packs at every call (convolution) or calls another library (linear), which on CPUs of other
     makers than its own does without their widest vectors. Packed convolutions give channels-last results, and so do
@@ -77,6 +77,8 @@ class PackWeights(Pass):
             reason = "the convolution has no batch dimension"
         elif node.target is aten.linear.default and weight.ndim != 2:
             reason = "the weight is a vector"
+        elif bound["bias"] is not None and not _lies_plain(val(bound["bias"]), weight.shape[0]):
+            reason = "the bias is strided or broadcast; oneDNN reads it as if its numbers lay one after the other"
         elif node_cost(node).flops < self.min_flops:
             reason = f"{node_cost(node).flops} FLOPs, fewer than min_flops={self.min_flops}: the call takes the time"
         return Refusal(reason, node) if reason else None
@@ -99,6 +101,11 @@ class PackWeights(Pass):
         node.args, node.kwargs = (source, packed, bound["bias"], *geometry, "none", [], ""), {}
         program.touch(node)
         refresh(program, [node])
+
+
+def _lies_plain(bias: torch.Tensor, size: int) -> bool:
+    """Whether a bias is one contiguous number per output channel."""
+    return tuple(bias.shape) == (size,) and bias.is_contiguous()
 
 
 def _pair(value: list[int]) -> list[int]:

@@ -60,8 +60,8 @@ class SimplifyViews(Pass):
 
     def find(self, program: Program) -> Iterable[Match]:
         for node in program.calls():
-            chain = list(_sources(node))
-            same = [source for source in chain if _place(source) == _place(node)]
+            place = _place(node)  # None for the list that a split gives: lists are not compared
+            same = [source for source in _sources(node) if place is not None and _place(source) == place]
             if same:
                 yield Match(node, (same[-1],), {"same": same[-1]})
             elif inner := _run(node):

@@ -199,3 +199,9 @@ def test_refresh_of_nothing() -> None:
     text = dump(program)
     refresh(program, program.calls())
     assert dump(program) == text
+
+
+@pytest.mark.parametrize("bias", ["weight f32[6] strides (2,)", "weight f32[1]"])
+def test_a_bias_must_be_contiguous(bias: str) -> None:
+    (reason,) = check_pass(EVERY, linear(b=bias).program).reasons
+    assert reason.startswith("the bias is strided or broadcast")

@@ -6,7 +6,7 @@ import torch
 from graphopt.capture.export import program_of
 from graphopt.ir.rewrite import run_pass
 from graphopt.passes import SimplifyViews
-from graphopt.testing import Recorder, check_pass, sketch
+from graphopt.testing import Recorder, check_pass, sketch, trace
 from tests.goldens import Golden
 
 
@@ -111,3 +111,8 @@ def test_refuses_symbolic_sizes() -> None:
     run_pass(SimplifyViews(), program, recorder)
     assert [refusal.reason for _, refusal in recorder.refusals] == ["sizes are symbolic"]
     assert recorder.fired == []
+
+
+def test_a_split_of_a_split_is_another_split() -> None:
+    traced = trace(lambda x: x.chunk(2, -1)[0].chunk(2, -1)[1] + 1, torch.ones(2, 8))
+    assert check_pass(SimplifyViews(), traced.program).fired == 0
