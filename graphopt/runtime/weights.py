@@ -115,11 +115,14 @@ class Trajectory:
         moves = self._further(times)
         continues = self.epoch is not None and moves and self._same_run(conditions, times)
         if not continues:
+            self.epoch = None
             self._falling, self._places, self.started = None, set(map(_place, times)), self.started + 1
             self._conditions, self._schedule = [weakref.ref(tensor) for tensor in conditions], list(times)
-        if self.epoch is None or not continues or not self._untouched(weights):
-            self.epoch, self._versions = Weights.epoch(weights), Weights.versions(weights)
+        if self.epoch is None or not self._untouched(weights):
+            self.epoch = None  # a digest that is interrupted must not leave the old epoch behind
+            self._versions = Weights.versions(weights)
             self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in weights]
+            self.epoch = Weights.epoch(weights)
         return self.epoch
 
     def _untouched(self, weights: Sequence[torch.Tensor]) -> bool:

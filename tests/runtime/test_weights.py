@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 
 from graphopt.ir.program import Input
@@ -112,3 +115,22 @@ def test_other_kinds_of_weights_do_not_fit() -> None:
         assert weights.fit()
         change()
         assert not weights.fit()
+
+
+def test_an_interrupted_digest_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(tensors: object) -> bytes:
+        raise KeyboardInterrupt
+
+    module, weights = _linear()
+    trajectory, condition = Trajectory(), torch.ones(2)
+    epochs = _run(trajectory, weights, condition, 9, 8)
+    writes: list[Callable[[], object]] = [lambda: module.weight.data.add_(1), lambda: module.weight.mul_(2)]
+    for write, time in zip(writes, (9, 8), strict=True):
+        write()
+        with monkeypatch.context() as patched:
+            patched.setattr(Weights, "epoch", staticmethod(interrupted))
+            with pytest.raises(KeyboardInterrupt):
+                _run(trajectory, weights, condition, time)
+        epochs += _run(trajectory, weights, condition, time - 0.5)
+    assert epochs[0] == epochs[1]
+    assert len(set(epochs)) == 3
