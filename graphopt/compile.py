@@ -74,15 +74,17 @@ def compile(
         known = None if _is_pipeline(x) else _observed(inputs, pair[0])
         builder = _Builder(module, name, known, roles or {}, passes, chosen, strict, observers)
         installed.append(Installed(module, name, builder, pair, max_bytes=max_bytes, race=race, strict=strict))
-    before = [module.__dict__.get("_compiled_call_impl") for _, module in found]
     try:
         for entry in installed:
             entry.module._compiled_call_impl = entry
         _warm_up(x, inputs)
     except BaseException:
-        for (_, module), call in zip(found, before, strict=True):
-            _put_back(module, call)
+        for entry in installed:
+            _put_back(entry.module, entry.before)
         raise
+    for entry in installed:  # an earlier compilation has had its day
+        if isinstance(entry.before, Installed):
+            entry.before = entry.before.before
     return x
 
 
@@ -105,7 +107,9 @@ class _Builder:
 
     def __call__(self, call: Call, taker: CallTaker) -> Built:
         paths = [p for p, leaf in zip(taker.paths(call), call.leaves, strict=True) if isinstance(leaf, torch.Tensor)]
-        mine = {name: role for name, role in self.roles.items() if name.partition(".")[0] in taker.parameters}
+        # Of the roles named by the user those of arguments that this call passes: optional ones may be left out.
+        passed = {path.partition(".")[0] for path in paths}
+        mine = {name: role for name, role in self.roles.items() if name.partition(".")[0] in passed}
         roles = explicit(mine, paths, {**roles_by_name(paths), **(self.observed or {})})
         captured = capture(self.module, taker, call, roles, self.name)
         statistics = Statistics()
@@ -137,7 +141,7 @@ def restore(x: Any) -> None:
     """Undo `compile`: the module or every component of the pipeline runs as if graphopt had never seen it."""
     for _, module in _modules(x):
         if isinstance(module._compiled_call_impl, Installed):
-            _put_back(module, None)
+            _put_back(module, module._compiled_call_impl.before)
 
 
 def report(x: Any) -> Report:

@@ -33,7 +33,7 @@ class Call:
     leaves : all leaves of the bound arguments in order; numbers named by `as_tensors` are 0-d tensors.
     spec : how the leaves nest.
     signature : hashable; equal for calls that one Program can serve: nesting, shapes, dtypes, devices and strides of
-        tensors, and the values of everything else.
+        tensors, which of them are one and the same object, and the values of everything else.
     numbers : how many Python numbers became tensors.
     """
 
@@ -80,11 +80,13 @@ class CallTaker:
                 numbers += 1
         leaves, spec = tree_flatten(dict(arguments))
         parts: list[Hashable] = []
-        for leaf in leaves:
+        first: dict[int, int] = {}  # where an argument that is passed twice occurs first
+        for position, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):
                 if type(leaf) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
                     raise CaptureError(f"an argument is a {type(leaf).__name__}, which graphopt does not trace")
-                parts.append((leaf.shape, leaf.dtype, leaf.device, leaf.stride()))
+                same = first.setdefault(id(leaf), position)
+                parts.append((leaf.shape, leaf.dtype, leaf.device, leaf.stride(), same))
             elif isinstance(leaf, float | complex):
                 parts.append((type(leaf), repr(leaf)))  # tells -0.0 from 0.0, and finds NaN equal to itself
             elif isinstance(leaf, _COMPARABLE):

@@ -68,7 +68,9 @@ def capture(
 
 
 def _exported(module: torch.nn.Module, taker: CallTaker, call: Call) -> torch.export.ExportedProgram:
-    tensors = tuple(tensor.clone() if tensor.is_inference() else tensor for tensor in call.tensors)
+    # New objects: the tracer takes an argument that is a parameter of the module for that parameter, in every call.
+    fresh = {id(tensor): tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in call.tensors}
+    tensors = tuple(fresh[id(tensor)] for tensor in call.tensors)
     exported: torch.export.ExportedProgram = torch.export.export(_Bound(module, taker, call), tensors, strict=False)
     functional: torch.export.ExportedProgram = exported.run_decompositions({})
     return functional

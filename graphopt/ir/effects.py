@@ -39,6 +39,12 @@ _SHAPE_READERS = frozenset(
 # Checks of shape and dtype that the guards of a captured call repeat before the Program runs.
 METADATA_CHECKS = frozenset({aten._assert_tensor_metadata.default, aten.sym_constrain_range_for_size.default})
 
+# Operators whose schemas and tags say what they do.
+_TORCHS_OWN = frozenset({"aten", "prims", "mkldnn"})
+
+# Operations that may give back their argument itself, although their schema does not say so.
+_UNDECLARED_VIEWS = frozenset({aten.type_as.default, aten.dropout.default})
+
 _PURE_PYTHON = frozenset(
     {
         operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod,
@@ -54,6 +60,8 @@ def has_effect(node: fx.Node) -> bool:
         return False
     target = node.target
     if isinstance(target, OpOverload):
+        if target.namespace not in _TORCHS_OWN:
+            return True  # somebody's custom operator: its schema does not say that it draws random numbers
         if target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags:
             return not _inactive_dropout(node)
         return not target._schema.returns or target.name().startswith("aten::_assert")
@@ -86,4 +94,6 @@ def is_view(node: fx.Node) -> bool:
         return isinstance(source, fx.Node) and is_view(source)
     if not isinstance(node.target, OpOverload):
         return False
+    if node.target in _UNDECLARED_VIEWS:
+        return True
     return any(out.alias_info is not None and not out.alias_info.is_write for out in node.target._schema.returns)

@@ -252,3 +252,65 @@ def test_compiled_equals_eager(kind: str) -> None:
     assert not torch.equal(expected[0][0], expected[1][0])
     (entry,) = graphopt.report(model).modules
     assert (entry.calls, len(entry.variants), entry.asides) == (3, 1, {})
+
+
+class Sum(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, sample: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        return sample * self.weight if other is None else sample * self.weight + other * 3
+
+
+@torch.no_grad()
+def test_one_tensor_as_two_arguments_is_not_two_tensors() -> None:
+    module, reference = _compiled(Sum()), Sum()
+    x, y = torch.randn(3), torch.randn(3)
+    for pair in ((x, x), (x, y), (module.weight, y), (x, module.weight), (x, y)):
+        assert torch.equal(module(*pair), reference(*pair))
+    assert not _asides(module)
+
+
+@torch.no_grad()
+def test_an_argument_with_a_named_role_may_be_left_out() -> None:
+    module = graphopt.compile(Sum(), target="eager", roles={"other": "condition"})
+    assert torch.equal(module(torch.ones(3), torch.ones(3)), torch.full((3,), 4.0))
+    assert torch.equal(module(torch.ones(3), None), torch.ones(3))
+    assert not _asides(module)
+
+
+@torch.library.custom_op("graphopt_tests::noise", mutates_args=())
+def _noise(x: torch.Tensor) -> torch.Tensor:
+    return torch.randn_like(x)
+
+
+@_noise.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Noisy(torch.nn.Module):
+    def forward(self, sample: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        noise: torch.Tensor = _noise(encoder_hidden_states)
+        return sample + noise
+
+
+@torch.no_grad()
+def test_a_custom_operator_may_draw_random_numbers() -> None:
+    module, x = _compiled(Noisy()), torch.ones(4)
+    assert len({float(module(x, x).sum()) for _ in range(4)}) == 4
+
+
+class Retyped(torch.nn.Module):
+    def forward(self, sample: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        return encoder_hidden_states.sin().type_as(sample)
+
+
+@torch.no_grad()
+def test_writing_into_a_cast_that_casts_nothing_reaches_nothing_that_is_kept() -> None:
+    module, x = _compiled(Retyped()), torch.ones(4)
+    for _ in range(3):
+        result = module(x, x)
+        assert torch.equal(result, x.sin())
+        result.zero_()

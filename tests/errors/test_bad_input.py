@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ import graphopt
 from graphopt.errors import CaptureError, PassError, RoleError, UsageError
 from graphopt.ir.program import Program
 from graphopt.ir.rewrite import Match, Pass
+from graphopt.ir.stages import Part
+from graphopt.targets import Kernel
 
 aten = torch.ops.aten
 
@@ -112,6 +114,38 @@ def test_a_model_that_cannot_be_captured_warns_once_and_runs() -> None:
         assert torch.equal(_call(module), torch.full((2, 4), 2.0))
     (entry,) = graphopt.report(module).modules
     assert sum(entry.asides.values()) == 2
+
+
+class _Broken(graphopt.Target):
+    name = "broken"
+
+    def build(self, part: Part, examples: Sequence[Any]) -> Kernel:
+        raise ValueError("a slip")
+
+
+def test_a_target_that_raises_warns_once_and_the_model_runs() -> None:
+    module = graphopt.compile(Net(), target=_Broken())
+    module.load_state_dict((other := Net()).state_dict())
+    with pytest.warns(RuntimeWarning, match="compiling it raised ValueError: a slip"):
+        expected = _call(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(_call(module), expected)
+    assert torch.equal(_call(other), expected)
+    with pytest.raises(ValueError, match="a slip"):
+        graphopt.compile(Net(), target=_Broken(), inputs=CALL, strict=True)
+
+
+def test_restore_brings_back_what_was_there() -> None:
+    module = Net()
+    module.compile(backend="eager")
+    before = module._compiled_call_impl
+    graphopt.compile(graphopt.compile(module, target="eager"), target="eager")
+    assert module._compiled_call_impl is not before
+    graphopt.restore(module)
+    assert module._compiled_call_impl is before
+    graphopt.restore(module)
+    assert module._compiled_call_impl is before
 
 
 def test_a_model_that_cannot_be_captured_raises_when_strict() -> None:
