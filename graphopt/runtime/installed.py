@@ -80,6 +80,7 @@ class Variant:
     def __init__(self, installed: Installed, call: Call, built: Built, seconds: float) -> None:
         self.signature, self.built, self.seconds = (call.signature, call_state()), built, seconds
         self.guard = ModuleGuard(installed.module)
+        self.used = installed.calls  # the call it served last
         self.checked = False  # whether its first result was compared with the module's own
         self.race: Race | None = None
         self.wrong: str | None = None  # why the compiled result was rejected, when it was
@@ -246,6 +247,7 @@ class Installed:
                 calls.append(taker.take(args, kwargs))
             for variant in self.variants:
                 if variant.serves((calls[-1].signature, state)):
+                    variant.used = self.calls
                     return variant, calls[-1]
             if calls[0].numbers == 0:
                 break  # all takers take such a call alike
@@ -288,7 +290,10 @@ class Installed:
                     finally:
                         _capturing.active = False
                 variant = Variant(self, call, built, time.perf_counter() - start)
-                self.variants = [*self.variants[-_MAX_VARIANTS + 1 :], variant]
+                if len(self.variants) >= _MAX_VARIANTS:
+                    oldest = min(self.variants, key=lambda known: known.used)
+                    self.variants = [known for known in self.variants if known is not oldest]
+                self.variants = [*self.variants, variant]
                 return variant, call
             assert error is not None
             if self.strict:

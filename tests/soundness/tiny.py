@@ -43,9 +43,9 @@ class HoistEverything(Pass):
 def unet(**options: Any) -> Any:
     torch.manual_seed(0)
     config = {
-        "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": (8, 8),
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "mid_block_type": None, "norm_num_groups": 2,
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "cross_attention_dim": WIDTH, "attention_head_dim": 4,
+        "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": (8,),
+        "down_block_types": ("CrossAttnDownBlock2D",), "mid_block_type": None, "norm_num_groups": 2,
+        "up_block_types": ("CrossAttnUpBlock2D",), "cross_attention_dim": WIDTH, "attention_head_dim": 4,
     }  # fmt: skip
     return UNet2DConditionModel(**{**config, **options}).eval().requires_grad_(False)
 
