@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 import torch
+from torch.utils._pytree import tree_leaves
 
-from graphopt import pipelines
+from graphopt import pipelines, plugins
 from graphopt.capture.calls import Call, CallTaker
 from graphopt.capture.export import capture
 from graphopt.capture.roles import NUMBERS_AS_TENSORS, check_roles, explicit, observe, roles_by_name
@@ -65,6 +67,11 @@ def compile(
         x, inputs = _exported(x, inputs)  # type: ignore[assignment]
     chosen, race = _target(target)
     passes = _pipeline(pipeline, chosen)
+    for observer in observers:
+        if not isinstance(observer, Observer):
+            raise UsageError(f"{observer!r} is not a graphopt.Observer", where="observers")
+    if max_bytes < 0:
+        raise UsageError(f"max_bytes is {max_bytes}", hint="bytes that kept results may take: 0 or more")
     found = list(_modules(x))
     _check_inputs(x, inputs)
     takers = [(CallTaker(m.forward, NUMBERS_AS_TENSORS), CallTaker(m.forward)) for _, m in found]
@@ -181,10 +188,36 @@ def _modules(x: Any) -> Iterator[tuple[str, torch.nn.Module]]:
 
 
 def _exported(program: torch.export.ExportedProgram, inputs: Any) -> tuple[torch.nn.Module, Any]:
-    """The module of an exported program, and its own example inputs unless others are given."""
-    module = program.module(check_guards=False)
-    for hooks in (module._forward_pre_hooks, module._forward_hooks):
-        hooks.clear()  # they check what graphopt's guards check, and serve tracing
+    """The module of an exported program, and its own example inputs unless others are given.
+
+    Its hooks and guards go: they would keep graphopt aside. What they check stays: sizes that the program was exported
+    for are no other sizes' program.
+    """
+    inner = program.module(check_guards=False)
+    for hooks in (inner._forward_pre_hooks, inner._forward_hooks):
+        hooks.clear()
+    signature = inspect.signature(inner.forward)
+    names = set(program.graph_signature.user_inputs)
+    nodes = [node for node in program.graph.find_nodes(op="placeholder") if node.name in names]
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        leaves = tree_leaves(tuple(signature.bind(*args, **kwargs).arguments.values()))
+        for node, leaf in zip(nodes, leaves, strict=False):
+            sizes = getattr(node.meta.get("val"), "shape", ())
+            if isinstance(leaf, torch.Tensor) and (
+                leaf.ndim != len(sizes)
+                or any(isinstance(n, int) and n != given for n, given in zip(sizes, leaf.shape, strict=True))
+            ):
+                raise ValueError(
+                    f"'{node.name}' has shape {tuple(leaf.shape)}; the program was exported for {tuple(sizes)}"
+                )
+        return self.program(*args, **kwargs)
+
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])  # type: ignore[attr-defined]
+    module: torch.nn.Module = type("Exported", (torch.nn.Module,), {"forward": forward})()
+    module.program = inner
+    module.training = inner.training
     if inputs is None and program.example_inputs is not None:
         args, kwargs = program.example_inputs
         inputs = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
@@ -197,9 +230,10 @@ def _target(target: str | Target) -> tuple[Target, bool]:
         return target, False
     if target == "auto":
         return TARGETS["eager"], True
-    if target not in TARGETS:
-        raise UsageError(f"unknown target '{target}'", hint=nearest(target, (*TARGETS, "auto")))
-    chosen = TARGETS[target]
+    known = TARGETS if target in TARGETS else plugins.targets()
+    if target not in known:
+        raise UsageError(f"unknown target '{target}'", hint=nearest(target, (*known, "auto")))
+    chosen = known[target]
     reason = chosen.unavailable(torch.device("cpu"))
     if reason:
         raise TargetError(f"target '{target}' cannot run here: {reason}", hint="use target='auto' or 'eager'")
@@ -213,12 +247,16 @@ def _pipeline(pipeline: Sequence[Pass] | str | None, target: Target) -> tuple[Pa
         if pipeline not in pipelines.PIPELINES:
             raise UsageError(f"unknown pipeline '{pipeline}'", hint=nearest(pipeline, pipelines.PIPELINES))
         return pipelines.PIPELINES[pipeline]
-    given: list[Any] = list(pipeline)
-    wrong = [entry for entry in given if not isinstance(entry, Pass)]
-    if wrong:
-        raise UsageError(f"{wrong[0]!r} is not a pass", where="pipeline", hint="pass instances: MergeLinears()")
+    given: list[Any] = [pipeline] if isinstance(pipeline, Pass) else list(pipeline)
+    for entry in given:
+        if not isinstance(entry, Pass):
+            raise UsageError(f"{entry!r} is not a pass", where="pipeline", hint="pass instances: MergeLinears()")
+        if not is_dataclass(entry):
+            hint = "its fields are its options: @dataclass(frozen=True)"
+            raise UsageError(f"the pass {type(entry).__name__} is not a dataclass", where="pipeline", hint=hint)
+    pipeline = tuple(given)
     check_order(pipeline)
-    return tuple(pipeline)
+    return pipeline
 
 
 def _observed(inputs: Any, taker: CallTaker) -> dict[str, Role] | None:

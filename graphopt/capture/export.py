@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -71,7 +72,8 @@ def _exported(module: torch.nn.Module, taker: CallTaker, call: Call) -> torch.ex
     # New objects: the tracer takes an argument that is a parameter of the module for that parameter, in every call.
     fresh = {id(tensor): tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in call.tensors}
     tensors = tuple(fresh[id(tensor)] for tensor in call.tensors)
-    exported: torch.export.ExportedProgram = torch.export.export(_Bound(module, taker, call), tensors, strict=False)
+    with _attributes_kept(module):
+        exported: torch.export.ExportedProgram = torch.export.export(_Bound(module, taker, call), tensors, strict=False)
     functional: torch.export.ExportedProgram = exported.run_decompositions({})
     return functional
 
@@ -165,8 +167,24 @@ def _module_path(node: fx.Node, prefix: str) -> str:
 
 
 @contextlib.contextmanager
+def _attributes_kept(module: torch.nn.Module) -> Iterator[None]:
+    """The very objects a module held stay its attributes: the tracer leaves equal copies of lists and dicts behind."""
+    held = [(part.__dict__, dict(part.__dict__)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for state, before in held:
+            state.update((name, value) for name, value in before.items() if state.get(name) is not value)
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Exports warn about things a user of graphopt can do nothing about."""
+    """Exports warn and log about things a user of graphopt can do nothing about."""
+    logged = logging.root.manager.disable
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")
-        yield
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(logged)

@@ -9,12 +9,15 @@ fails, contents of the same type decide.
 from __future__ import annotations
 
 import enum
+import functools
 import types
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from operator import is_, itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 
 _TABLES = ("_modules", "_parameters", "_buffers")
@@ -37,22 +40,26 @@ _OPAQUE = (
 class ModuleGuard:
     """A snapshot of a module tree's Python state that can say whether it still holds.
 
-    Compared are, for every submodule: its class, and the ``forward`` of that class; its attributes, and what lists,
-    dicts and plain objects among them (attention processors, scales of adapters) hold in turn; which submodules it has;
-    which parameters and buffers it has, which of them are None, and which are one and the same tensor; and that no
-    hooks are registered.
+    Compared are, for every submodule: its class, and the methods and attributes of that class; its attributes, and what
+    lists, dicts, plain objects (attention processors, scales of adapters), partial functions and closures among them
+    hold in turn; arrays and small tensors kept as plain attributes, by contents, since a forward may read numbers from
+    them; which submodules it has; which parameters and buffers it has, which of them are None, and which are one and
+    the same tensor; and that no hooks are registered. Not seen: global variables that a forward reads, and attributes
+    in ``__slots__``.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
         parts = list(module.modules())
         self._parts, self._kinds = parts, [type(part) for part in parts]
-        self._classes: dict[tuple[type, str], Any] = {}
+        self._classes: dict[type, tuple[Any, list[Any]]] = {}
+        self._forwards = {type(part): type(part).forward for part in parts}  # torch's own classes included
+        self._arrays: list[tuple[Any, bytes]] = []
         self._states: list[_Attributes] = []
         self._holders: list[_Elements] = []
         self._hooks = [part.__dict__[name] for part in parts for name in _HOOKS]
         seen = {id(part) for part in parts}
         for part in parts:
-            self._classes[type(part), "forward"] = type(part).forward
+            self._remember_class(type(part))
             self._states.append(_Attributes(part.__dict__, _SKIPPED))
             for key, value in part.__dict__.items():
                 if key not in _SKIPPED and key not in _TABLES and key not in _HOOKS:
@@ -69,10 +76,20 @@ class ModuleGuard:
 
     def _follow(self, value: Any, seen: set[int]) -> None:
         """Remember what a value holds that can change while it stays the same object."""
+        if _is_read_by_value(value) and id(value) not in seen:
+            seen.add(id(value))
+            self._arrays.append((value, _contents(value)))
+        if isinstance(value, types.FunctionType) and id(value) not in seen and _foreign_name(value.__module__):
+            seen.add(id(value))
+            for cell in value.__closure__ or ():
+                self._follow(_cell(cell), seen)
         if isinstance(value, _OPAQUE) or id(value) in seen:
             return
         seen.add(id(value))
-        if isinstance(value, list | tuple | set | frozenset | dict):
+        if isinstance(value, functools.partial):
+            for element in (value.func, *value.args, *value.keywords.values()):
+                self._follow(element, seen)
+        if isinstance(value, list | tuple | set | frozenset | dict | deque):
             if not isinstance(value, tuple | frozenset):
                 self._holders.append(_Elements(value))
             for element in value.values() if isinstance(value, dict) else value:
@@ -82,11 +99,17 @@ class ModuleGuard:
             return
         inner = getattr(value, "__dict__", None)
         if isinstance(inner, dict) and (isinstance(value, torch.nn.Module) or _foreign(type(value))):
-            if any("__call__" in base.__dict__ for base in type(value).__mro__):
-                self._classes[type(value), "__call__"] = type(value).__call__
+            self._remember_class(type(value))
             self._states.append(_Attributes(inner, _SKIPPED))
             for element in inner.values():
                 self._follow(element, seen)
+
+    def _remember_class(self, kind: type) -> None:
+        """Methods and attributes of a class and of its bases, those of torch and of Python left out."""
+        for base in kind.__mro__:
+            if base not in self._classes and _foreign(base):
+                attributes = vars(base)
+                self._classes[base] = (attributes, list(attributes.values()))
 
     def holds(self) -> bool:
         """Whether nothing but tensor values has changed since the snapshot."""
@@ -99,8 +122,13 @@ class ModuleGuard:
         for holder in self._holders:
             if not holder.same():
                 return False
-        for (kind, name), function in self._classes.items():
-            if getattr(kind, name, None) is not function:
+        for attributes, kept in self._classes.values():
+            if len(attributes) != len(kept) or not all(map(is_, attributes.values(), kept)):
+                return False
+        if any(kind.forward is not forward for kind, forward in self._forwards.items()):
+            return False
+        for array, contents in self._arrays:
+            if _contents(array) != contents:
                 return False
         return self._same_children() and self._same_tables()
 
@@ -233,7 +261,36 @@ def _alike(live: Any, kept: Any) -> bool:
 
 def _foreign(kind: type) -> bool:
     """Whether objects of this class are worth looking into (torch's own and Python's are not)."""
-    return kind.__module__.partition(".")[0] not in ("torch", "builtins", "threading", "_thread", "logging", "graphopt")
+    return _foreign_name(kind.__module__)
+
+
+def _foreign_name(module: str | None) -> bool:
+    return (module or "").partition(".")[0] not in _OURS
+
+
+_OURS = frozenset({"torch", "builtins", "threading", "_thread", "logging", "graphopt", "collections", "functools",
+                   "numpy", "abc", "typing"})  # fmt: skip
+_MOST_ELEMENTS = 1024  # of a plain tensor attribute that is compared by contents; larger ones enter the graph as inputs
+
+
+def _is_read_by_value(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.device.type == "cpu" and value.layout is torch.strided and value.numel() <= _MOST_ELEMENTS
+    return isinstance(value, np.ndarray) and value.dtype != object
+
+
+def _contents(value: Any) -> bytes:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+    contents: bytes = value.tobytes()
+    return contents
+
+
+def _cell(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty
+        return None
 
 
 def interference(module: torch.nn.Module) -> str | None:

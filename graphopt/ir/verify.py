@@ -55,7 +55,8 @@ def _check_value(node: fx.Node, rule: str) -> None:
     if "val" not in node.meta:
         raise VerificationError("node has no recorded value", where=f"{node.name}, after pass '{rule}'",
                                 hint="create nodes with Program.call, which infers it")  # fmt: skip
-    if rule not in node.meta.get("rules", ()) or node.meta.get("opaque"):
+    changed = (node, *node.all_input_nodes)  # a reader of a changed node may have been given another shape
+    if node.meta.get("opaque") or not any(rule in entry.meta.get("rules", ()) for entry in changed):
         return
     actual, recorded = infer(node), node.meta["val"]
     if isinstance(actual, torch.Tensor) and (

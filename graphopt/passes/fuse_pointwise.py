@@ -1,8 +1,8 @@
 """``f(packed(x))  →  packed(x, attr=f)`` and ``packed(x) + y  →  packed.binary(x, y, attr=add)``.
 
 where: the packed linear layer or convolution (`pack_weights`) has no other reader and applies no function yet; f is
-    relu, sigmoid, silu, tanh or gelu; y has the shape and dtype of the result; both operations depend on the same
-    inputs, so that nothing that could be kept from an earlier stage moves into a later one.
+    sigmoid, silu, tanh or gelu (not relu: oneDNN's gives 0 for NaN); y has the shape and dtype of the result; both
+    operations depend on the same inputs, so that nothing that could be kept from an earlier stage moves into a later.
 because: oneDNN applies the function to a block of results while it is in registers. The result is written and read once
     less, one call falls away, and its gelu and tanh are vectorised polynomials where ATen's are scalar calls.
 
@@ -37,7 +37,6 @@ aten = torch.ops.aten
 mkldnn = torch.ops.mkldnn
 
 UNARY: dict[Any, str] = {
-    aten.relu.default: "relu",
     aten.sigmoid.default: "sigmoid",
     aten.silu.default: "swish",
     aten.tanh.default: "tanh",

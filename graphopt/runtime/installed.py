@@ -115,6 +115,21 @@ class Variant:
             self._local.trajectory = Trajectory()
         return self._local.trajectory  # type: ignore[no-any-return]
 
+    def later(self, call: Call, moves: int) -> list[Any]:
+        """The leaves of a call further along the schedule: times moved a little, everything else the same."""
+        given = [k for k, leaf in enumerate(call.leaves) if isinstance(leaf, torch.Tensor)]
+        moved, leaves = {given[k] for k in self._times}, list(call.leaves)
+        for k in moved:
+            leaf = leaves[k]
+            step = leaf.new_tensor(moves) if not leaf.is_floating_point() else leaf.abs() * (moves / 64)
+            leaves[k] = leaf - step if bool((leaf >= step).all()) else leaf + step
+        return leaves
+
+    def forget(self) -> None:
+        """Drop all that is kept."""
+        for memo in self.memos.values():
+            memo.clear()
+
     def serves(self, signature: Any) -> bool:
         return bool(self.signature == signature) and self.guard.holds() and self.weights.fit()
 
@@ -181,7 +196,7 @@ class Installed:
     ) -> None:  # fmt: skip
         self.module, self.name, self.max_bytes, self.race, self.strict = module, name, max_bytes, race, strict
         self.before = module.__dict__.get("_compiled_call_impl")  # what `graphopt.restore` brings back
-        self._build, self._takers = build, takers
+        self._build, self.takers = build, takers
         self.variants: list[Variant] = []
         self.failures: dict[Any, tuple[ModuleGuard, str]] = {}
         self.asides: Counter[str] = Counter()
@@ -235,15 +250,15 @@ class Installed:
     def _serve(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Variant, Call] | str:
         """The variant for this call, captured if need be; or why the module must serve it itself."""
         try:
-            calls = [self._takers[0].take(args, kwargs)]
+            calls = [self.takers[0].take(args, kwargs)]
         except TypeError:
             return "the arguments do not fit the module's forward"  # which will say so itself
         reason = outside(self.module, calls[0].tensors)
         if reason:
             return reason
         state = call_state()
-        for taker in self._takers:
-            if len(self._takers) > 1 and taker is not self._takers[0]:
+        for taker in self.takers:
+            if len(self.takers) > 1 and taker is not self.takers[0]:
                 calls.append(taker.take(args, kwargs))
             for variant in self.variants:
                 if variant.serves((calls[-1].signature, state)):
@@ -268,7 +283,7 @@ class Installed:
             if any(self._unstable[call.signature, state] > 1 for call in calls):
                 return "the module changes its own attributes whenever it runs"
             error: CaptureError | None = None
-            for taker, call in zip(self._takers, calls, strict=False):
+            for taker, call in zip(self.takers, calls, strict=False):
                 start = time.perf_counter()
                 with GATE.capturing() as free:
                     if not free:
@@ -324,7 +339,9 @@ class Installed:
             else:
                 result = self._checked(variant, call, expected)
                 if self.race and not variant.wrong:
-                    variant.race = _race(lambda: self.module._call_impl(*args, **kwargs), variant, call)
+                    variant.race = _race(self, variant, call)
+                    if not variant.race.won:
+                        variant.forget()
                 variant.checked = True
         _set_random_state(call, after)  # as if the module had run once
         return result
@@ -384,6 +401,8 @@ def _disagreement(expected: Any, result: Any) -> str | None:
                 return "an integer result differs"
             continue
         finite = old.isfinite()
+        if not torch.equal(finite, new.isfinite()):
+            return "it is finite where the module's result is not, or the other way round"
         if not bool(finite.any()):
             continue
         scale = old[finite].abs().max().double().item()
@@ -393,22 +412,38 @@ def _disagreement(expected: Any, result: Any) -> str | None:
     return None
 
 
-def _race(original: Callable[[], Any], variant: Variant, call: Call) -> Race:
-    """Pairs of runs, the schedule's table cleared each time, until the ratio's interval is clear or 3 s are gone."""
+_PAIRS = (5, 15)  # least and most, both odd
+_RACE_SECONDS = 3.0
+
+
+def _race(installed: Installed, variant: Variant, call: Call) -> Race:
+    """Pairs of whole calls over successive times, as in a sampling run; how many is settled by the first pair.
+
+    The schedule's table is cleared before each call, as if no other run had filled it: what it saves from run to run
+    comes on top.
+    """
     times: list[tuple[float, float]] = []
-    end = time.perf_counter() + 3.0
-    while len(times) < 5 or (time.perf_counter() < end and len(times) < 25 and not _clear(times)):
-        pair = []
-        for run in (original, lambda: variant.run(call)) if len(times) % 2 else (lambda: variant.run(call), original):
+    pairs, taker = _PAIRS[0], installed.takers[0]
+    while len(times) < pairs:
+        args, kwargs = taker.rebuild(variant.later(call, len(times) + 1), call.spec)
+        spent = {"original": 0.0, "compiled": 0.0}
+        for who in ("original", "compiled") if len(times) % 2 else ("compiled", "original"):
             for name in ("schedule", "request_schedule"):
                 if name in variant.memos:
                     variant.memos[name].clear()
             _synchronise(call)
             start = time.perf_counter()
-            run()
+            if who == "original":
+                installed.module._call_impl(*args, **kwargs)
+            else:
+                found = installed._serve(args, kwargs)
+                variant.run(call if isinstance(found, str) else found[1])
             _synchronise(call)
-            pair.append(time.perf_counter() - start)
-        times.append((pair[0], pair[1]) if len(times) % 2 else (pair[1], pair[0]))
+            spent[who] = time.perf_counter() - start
+        times.append((spent["original"], spent["compiled"]))
+        if len(times) == 1:
+            fitting = int(_RACE_SECONDS / max(sum(times[0]), 1e-6))
+            pairs = min(max(fitting, _PAIRS[0]), _PAIRS[1]) | 1
     low, high = _interval(times)
     return Race(statistics.median(a for a, _ in times), statistics.median(b for _, b in times), low, high, len(times))
 
@@ -424,8 +459,3 @@ def _interval(times: list[tuple[float, float]]) -> tuple[float, float]:
     n = len(ratios)
     cut = max(0, int(n / 2 - 0.82 * n**0.5))
     return ratios[cut], ratios[n - 1 - cut]
-
-
-def _clear(times: list[tuple[float, float]]) -> bool:
-    low, high = _interval(times)
-    return high < 1.0 or low > 1.0

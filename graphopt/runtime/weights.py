@@ -22,6 +22,7 @@ _kind_of: list[Callable[[torch.Tensor], Any]] = [
 ]
 _version_of = attrgetter("_version")
 _cdata_of = attrgetter("cdata")
+_HEAD_BYTES = 64
 _MOST_TIMES = 64  # elements of a time input that are compared by value
 
 
@@ -93,10 +94,12 @@ class Trajectory:
     """One sampling run as a thread sees it, as far as the weights are concerned.
 
     The contents of all weights are digested at the start of a trajectory; between its steps their memory, addresses and
-    versions are compared. (A write behind torch's back, through ``.data`` or ``.numpy()``, in the middle of a run is
-    seen from the next run on.) A call continues the trajectory when it passes the very same condition objects as the
-    call before (or, where a model has no conditions, times from the same schedule tensor) and its time is further along
-    in the direction that the times went so far; anything else starts a new one.
+    versions are compared, and on the CPU their first bytes, so that a weight that is rewritten behind torch's back
+    (``.data``, ``.numpy()``: how adapters are merged) is seen at once. (A write behind torch's back that leaves the
+    first bytes of a weight as they are is seen from the next run on.) A call continues the trajectory when it passes
+    the very same condition objects as the call before (or, where a model has no conditions, times from the same
+    schedule tensor) and its time is further along in the direction that the times went so far; anything else starts a
+    new one.
     """
 
     def __init__(self) -> None:
@@ -107,6 +110,8 @@ class Trajectory:
         self._falling: bool | None = None
         self._versions: tuple[list[int], list[int]] | None = None
         self._storages: list[StorageWeakRef] = []
+        self._heads: list[memoryview] = []
+        self._head = b""
         self.epoch: bytes | None = None
         self.started = 0
 
@@ -122,6 +127,8 @@ class Trajectory:
             self.epoch = None  # a digest that is interrupted must not leave the old epoch behind
             self._versions = Weights.versions(weights)
             self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in weights]
+            self._heads = [_head(weight) for weight in weights if weight.device.type == "cpu"]
+            self._head = b"".join(self._heads)
             self.epoch = Weights.epoch(weights)
         return self.epoch
 
@@ -129,7 +136,9 @@ class Trajectory:
         """Whether torch knows of no write since the last digest, and no other memory came to lie at an old address."""
         if self._versions is None or Weights.versions(weights) != self._versions:
             return False
-        return not any(map(torch.UntypedStorage._expired, map(_cdata_of, self._storages)))
+        if any(map(torch.UntypedStorage._expired, map(_cdata_of, self._storages))):
+            return False
+        return b"".join(self._heads) == self._head
 
     def _further(self, times: list[torch.Tensor]) -> bool:
         """Whether the times moved on, in the direction of the moves before; remembers them."""
@@ -157,6 +166,15 @@ class Trajectory:
         return bool(times) and all(
             _schedule(new) == _schedule(old) != 0 for new, old in zip(times, self._schedule, strict=True)
         )
+
+
+def _head(weight: torch.Tensor) -> memoryview:
+    """The first bytes of a weight, as they are whenever this is read, for as long as its memory lives."""
+    storage, start = weight.untyped_storage(), weight.storage_offset() * weight.element_size()
+    size = min(_HEAD_BYTES, storage.nbytes() - start)
+    data = torch.empty(0, dtype=torch.uint8).set_(storage, start, (size,), (1,)).numpy().data
+    assert isinstance(data, memoryview)
+    return data
 
 
 def _place(time: torch.Tensor) -> bytes:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import graphopt
 from graphopt.capture.guards import ModuleGuard, interference, twin
 
 
@@ -175,3 +179,53 @@ def test_a_guard_is_not_confused_by_threads_and_copies() -> None:
     del net.lock
     copy.deepcopy(net)
     assert not guard.holds()
+
+
+class Numbers(torch.nn.Module):
+    """Reads numbers from places that a traced graph holds as they were."""
+
+    scale = 2.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = torch.tensor(3.0)
+        self.array = np.array([4.0])
+        self.queue = deque([5.0])
+        box = [6.0]
+        self.box = box
+        self.partial = functools.partial(lambda factors: float(factors["by"]), {"by": 7.0})
+        self.closure = lambda: box[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * type(self).scale * self.plain.item() * float(self.array[0])
+        return x * self.queue[0] * self.closure() * self.partial()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.plain.fill_(1.5),
+        lambda m: m.array.fill(1.5),
+        lambda m: m.queue.__setitem__(0, 1.5),
+        lambda m: m.box.__setitem__(0, 1.5),
+        lambda m: m.partial.args[0].update(by=1.5),
+    ],
+    ids=["plain tensor", "numpy array", "deque", "closure", "partial"],
+)
+def test_numbers_read_from_what_changes_in_place(change: Callable[[Numbers], object]) -> None:
+    module, x = Numbers().eval(), torch.ones(2)
+    graphopt.compile(module, inputs=(x,), target="eager", strict=True)
+    with torch.no_grad():
+        before = module(x)
+        change(module)
+        after = module(x)
+        assert torch.equal(after, module._call_impl(x))
+    assert not torch.equal(before, after)
+
+
+def test_class_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = Numbers().eval(), torch.ones(2)
+    graphopt.compile(module, inputs=(x,), target="eager", strict=True)
+    monkeypatch.setattr(Numbers, "scale", 9.0)
+    with torch.no_grad():
+        assert torch.equal(module(x), module._call_impl(x))

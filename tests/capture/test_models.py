@@ -314,3 +314,18 @@ def test_writing_into_a_cast_that_casts_nothing_reaches_nothing_that_is_kept() -
         result = module(x, x)
         assert torch.equal(result, x.sin())
         result.zero_()
+
+
+def test_an_exported_program_keeps_the_sizes_it_was_exported_for() -> None:
+    class Mean(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sum(0) / x.shape[0]
+
+    module = graphopt.compile(torch.export.export(Mean(), (torch.ones(2, 4),)), target="eager")
+    with torch.no_grad():
+        assert torch.equal(module(torch.ones(2, 4)), torch.ones(4))
+        with (
+            pytest.warns(RuntimeWarning, match="runs uncompiled"),
+            pytest.raises(ValueError, match=r"'x' has shape \(3, 4\); the program was exported for \(2, 4\)"),
+        ):
+            module(torch.ones(3, 4))

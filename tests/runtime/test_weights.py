@@ -134,3 +134,15 @@ def test_an_interrupted_digest_is_taken_again(monkeypatch: pytest.MonkeyPatch) -
         epochs += _run(trajectory, weights, condition, time - 0.5)
     assert epochs[0] == epochs[1]
     assert len(set(epochs)) == 3
+
+
+def test_a_weight_rewritten_behind_torch_between_two_steps() -> None:
+    weight, condition, schedule = torch.randn(5, 7), torch.ones(1), torch.tensor([9.0, 8.0, 7.0, 6.0])
+    run = Trajectory()
+    first = run.step([weight], [condition], [schedule[0]])
+    assert run.step([weight], [condition], [schedule[1]]) == first
+    weight.data.add_(1)
+    changed = run.step([weight], [condition], [schedule[2]])
+    assert changed != first
+    weight.numpy()[:] = 0
+    assert run.step([weight], [condition], [schedule[3]]) not in (first, changed)
