@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -74,13 +76,26 @@ def note(text: str) -> None:
 
 
 def out() -> Console:
-    """Standard output."""
-    return Console(highlight=False, soft_wrap=False)
+    """Standard output. A file or a pipe has no width of its own: it gets 100 columns, or as many as COLUMNS says."""
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 100
+    return Console(highlight=False, soft_wrap=False, width=width)
 
 
 def errors() -> Console:
     """Standard error."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def phase(text: str) -> Iterator[None]:
+    """What is being done, on stderr: a spinner on a terminal, a plain line elsewhere."""
+    console = errors()
+    if console.is_terminal:
+        with console.status(text):
+            yield
+    else:
+        console.print(Text(text))
+        yield
 
 
 def _quieten() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from graphopt.cli._app import errors
 from graphopt.cli._grid import Column, amplified, grid
 from graphopt.cli._load import device_of, load
 from graphopt.cli._measure import Comparison, Difference, Sampled, Sampler, Spread, in_turns, per_image, per_step
-from graphopt.cli._options import passes_named, target_named
 from graphopt.cli._show import duration, remark, show_modules, table
 from graphopt.energy import Choice, best_meter
+from graphopt.ir.rewrite import Pass
 from graphopt.runtime.report import Report
+from graphopt.targets import Target
 
 
 @dataclass
@@ -50,32 +52,31 @@ class Result:
 
 
 def compare(
-    name: str, captions: Sequence[str], folder: Path, settings: dict[str, Any], watts: float | None, *, quiet: bool
-) -> Result:
+    name: str, captions: Sequence[str], folder: Path, settings: dict[str, Any], watts: float | None,
+    target: str | Target, passes: Sequence[Pass] | None,
+) -> Result:  # fmt: skip
     """Sample `captions` with the bundled pipeline and with its compiled copy; save the pictures in `folder`."""
-    target, passes = target_named(settings["target"]), passes_named(settings["pass_pipeline"])
     folder.mkdir(parents=True, exist_ok=True)
     load_before = os.getloadavg()[0] / (os.cpu_count() or 1)
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors(), transient=True, disable=quiet) as progress:
-        task = progress.add_task(
-            f"{name}: loading", total=2 * settings["steps"] * -(-len(captions) // settings["batch"])
-        )
+    sizes = [min(settings["batch"], len(captions) - k) for k in range(0, len(captions), settings["batch"])]
+    with _phases(name, 2 * settings["steps"] * len(sizes)) as (say, advance):
+        say("loading")
         arguments = {"num_inference_steps": settings["steps"], "guidance_scale": settings["guidance_scale"]}
-        original, compiled = (Sampler(load(name), arguments, lambda: progress.advance(task)) for _ in range(2))
+        original, compiled = (Sampler(load(name), arguments, advance) for _ in range(2))
         device = device_of(original.pipe)
         energy = best_meter(device, watts_per_core=watts)
         if energy.meter.measured:
-            progress.update(task, description=f"{name}: power at rest")
+            say("power at rest")
             energy.meter.measure_idle()
-        sizes = [min(settings["batch"], len(captions) - k) for k in range(0, len(captions), settings["batch"])]
-        progress.update(task, description=f"{name}: warming up")
+        say("warming up the original")
         original_warm_up = original.warm_up(sizes)
-        progress.update(task, description=f"{name}: compiling")
+        say("compiling")
         graphopt.compile(compiled.pipe, target=target, pipeline=passes)
         compiled_warm_up = compiled.warm_up(sizes)
-        progress.update(task, description=f"{name}: sampling, in turns")
-        ours, theirs = in_turns(original, compiled, captions, settings["seed"], settings["batch"], energy.meter)
+        ours, theirs = in_turns(
+            original, compiled, captions, settings["seed"], settings["batch"], energy.meter,
+            lambda turn: say(f"batch {turn + 1} of {len(sizes)}"),
+        )  # fmt: skip
     before, after = ours.stack, theirs.stack
     apart, factor = amplified(before, after)
     difference = Difference.of(before, after)
@@ -95,6 +96,19 @@ def compare(
                   difference, factor, energy, graphopt.report(compiled.pipe), load_before)  # fmt: skip
 
 
+@contextmanager
+def _phases(name: str, steps: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+    """What to call at each phase and at each step: a bar on a terminal, else one plain line per phase; on stderr."""
+    console = errors()
+    if not console.is_terminal:
+        yield (lambda text: console.print(Text(f"{name}: {text}"))), (lambda: None)
+        return
+    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(name, total=steps)
+        yield (lambda text: progress.update(task, description=f"{name}: {text}")), (lambda: progress.advance(task))
+
+
 def show(console: Console, result: Result) -> None:
     """The comparison as tables."""
     images = sum(result.original.sizes)
@@ -106,15 +120,14 @@ def show(console: Console, result: Result) -> None:
         rows.add_row("time per step of a batch", *_cells(step))
     ours, theirs = result.original.joules_per_image, result.compiled.joules_per_image
     word = "measured" if result.energy.meter.measured else "estimated"
-    rows.add_row(
-        f"energy per image, {word}", f"{ours:.3g} J", f"{theirs:.3g} J", f"{ours / theirs:.3f}" if theirs else ""
-    )
+    ratio = f"{ours / theirs:.3f}" if theirs else ""
+    rows.add_row(f"energy per image\n[dim]{word}[/]", f"{ours:.3g} J", f"{theirs:.3g} J", ratio)
     above = result.original.above_idle_per_image, result.compiled.above_idle_per_image
     if above[0] and above[1]:
-        rows.add_row(
-            "  above the machine at rest", f"{above[0]:.3g} J", f"{above[1]:.3g} J", f"{above[0] / above[1]:.3f}"
-        )
-    rows.add_row("warm-up, not in the above", duration(result.original_warm_up), duration(result.compiled_warm_up), "")
+        rows.add_row("  above rest", f"{above[0]:.3g} J", f"{above[1]:.3g} J", f"{above[0] / above[1]:.3f}")
+    rows.add_row(
+        "warm-up\n[dim]not in the above[/]", duration(result.original_warm_up), duration(result.compiled_warm_up), ""
+    )
     console.print(rows)
     batches = len(result.original.sizes)
     remark(
@@ -148,8 +161,9 @@ def show(console: Console, result: Result) -> None:
 
 def _cells(found: Comparison) -> tuple[str, str, str]:
     def cell(spread: Spread) -> str:
-        low, high = duration(spread.low), duration(spread.high)
-        return f"{duration(spread.median)}\n[dim]{low} – {high}[/]" if spread.count > 1 else duration(spread.median)
+        low, high = duration(spread.low).split(), duration(spread.high).split()
+        span = f"{low[0]}{f' {low[1]}' if low[1] != high[1] else ''} – {' '.join(high)}"
+        return f"{duration(spread.median)}\n[dim]{span}[/]" if spread.count > 1 else duration(spread.median)
 
     ratio = found.ratio
     style = "green" if ratio.low > 1 else "red" if ratio.high < 1 else "yellow"

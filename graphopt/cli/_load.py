@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,33 @@ from graphopt.bundle import bundled
 from graphopt.errors import GraphoptError, UsageError, nearest
 
 DTYPES = ("float32", "bfloat16", "float16")
+_TEXT_TO_IMAGE = ("StableDiffusionPipeline", "PixArtAlphaPipeline")  # the bundled ones: known without diffusers
+
+
+def check(name: str, call: dict[str, Any] | None = None, *, dtype: str | None = None) -> None:
+    """What can be known to be wrong before any weight is read, as far as possible before torch is imported.
+
+    Raises
+    ------
+    UsageError : there is no such pipeline; or, where it is a folder, its class does not take the arguments `call`.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"unknown dtype '{dtype}'", where="--dtype", hint=nearest(dtype, DTYPES))
+    if _is_factory(name):
+        return
+    place, is_folder = _place(name)
+    if call is None or not is_folder:
+        return
+    try:
+        kind = json.loads((Path(place) / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # loading it says what is wrong
+    if kind in _TEXT_TO_IMAGE and all(call.get(key) is None for key in ("prompt", "prompt_embeds")):
+        raise _no_prompt(kind)
+    import diffusers
+
+    if isinstance(found := getattr(diffusers, str(kind), None), type):
+        _check_call(found, {key: value for key, value in call.items() if value is not None})
 
 
 def load(name: str, *, dtype: str | None = None) -> Any:
@@ -22,14 +51,14 @@ def load(name: str, *, dtype: str | None = None) -> Any:
     ------
     UsageError : there is no such thing, or it is no pipeline; the message says what was tried.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"unknown dtype '{dtype}'", where="--dtype", hint=nearest(dtype, DTYPES))
-    if re.fullmatch(r"[\w.]+:[\w.]+", name) and not Path(name).exists():
-        pipe = _from_factory(name, dtype)
-    else:
-        pipe = _from_pretrained(*_place(name), dtype)
+    check(name, dtype=dtype)
+    pipe = _from_factory(name, dtype) if _is_factory(name) else _from_pretrained(*_place(name), dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _is_factory(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w.]+:[\w.]+", name)) and not Path(name).exists()
 
 
 def _place(name: str) -> tuple[str, bool]:
@@ -50,10 +79,12 @@ def _place(name: str) -> tuple[str, bool]:
     except UsageError as error:
         if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name):
             return name, False
+        close, _, known = error.hint.rpartition("one of: ")
         raise UsageError(
             f"there is no pipeline '{name}'",
             where="looked for a bundled pipeline and for a folder",
-            hint=f"bundled: {error.hint}; or a folder, owner/name on the hub, or module:factory",
+            hint=f"{close.rstrip('(')}give a bundled one ({known.rstrip(')')}), a folder, owner/name on the hub, "
+            "or module:factory",
         ) from None
 
 
@@ -125,22 +156,30 @@ def call_arguments(pipe: Any, wanted: dict[str, Any]) -> dict[str, Any]:
 
     PixArt's tables of resolutions begin at 256 pixels and refuse smaller models, for which they are switched off.
     """
-    taken = inspect.signature(pipe.__call__).parameters
     given = {key: value for key, value in wanted.items() if value is not None}
-    for key in given:
-        if key not in taken:
-            known = [name for name in taken if name not in ("self", "args", "kwargs")]
-            raise UsageError(
-                f"{type(pipe).__name__} takes no argument '{key}'", where="its call", hint=nearest(key, known)
-            )
-    needed = "prompt" in taken and taken["prompt"].default in (None, inspect.Parameter.empty)
-    if needed and not any(key in given for key in ("prompt", "prompt_embeds")):
-        raise UsageError(f"{type(pipe).__name__} needs a prompt", hint="--prompt 'a red apple'")
+    taken = _check_call(type(pipe), given)
     if "use_resolution_binning" in taken and "use_resolution_binning" not in given:
         side = getattr(getattr(pipe, "transformer", None), "config", {}).get("sample_size") or 0
         if side * getattr(pipe, "vae_scale_factor", 8) < 256:
             given["use_resolution_binning"] = False
     return given
+
+
+def _check_call(kind: Any, given: dict[str, Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters that a pipeline's class takes in a call. Raises UsageError where `given` does not fit them."""
+    taken = inspect.signature(kind.__call__).parameters
+    for key in given:
+        if key not in taken:
+            known = [name for name in taken if name not in ("self", "args", "kwargs")]
+            raise UsageError(f"{kind.__name__} takes no argument '{key}'", where="its call", hint=nearest(key, known))
+    needed = "prompt" in taken and taken["prompt"].default in (None, inspect.Parameter.empty)
+    if needed and not any(key in given for key in ("prompt", "prompt_embeds")):
+        raise _no_prompt(kind.__name__)
+    return taken
+
+
+def _no_prompt(kind: str) -> UsageError:
+    return UsageError(f"{kind} needs a prompt", hint="--prompt 'a red apple'")
 
 
 def device_of(pipe: Any) -> str:

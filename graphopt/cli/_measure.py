@@ -125,11 +125,13 @@ def _ticks(pipe: Any, on_step: Callable[[], None]) -> Iterator[list[float]]:
 
 
 def in_turns(
-    original: Sampler, compiled: Sampler, prompts: Sequence[str], seed: int, batch: int, meter: Meter
-) -> tuple[Sampled, Sampled]:
+    original: Sampler, compiled: Sampler, prompts: Sequence[str], seed: int, batch: int, meter: Meter,
+    on_batch: Callable[[int], None] = lambda turn: None,
+) -> tuple[Sampled, Sampled]:  # fmt: skip
     """All prompts by both, batch after batch, the order within a pair changing from pair to pair."""
     ours, theirs = Sampled(), Sampled()
     for turn, start in enumerate(range(0, len(prompts), batch)):
+        on_batch(turn)
         some = prompts[start : start + batch]
         seeds = range(seed + start, seed + start + len(some))
         pair = [(original, ours), (compiled, theirs)]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import UsageError, nearest
@@ -11,6 +15,44 @@ from graphopt.errors import UsageError, nearest
 if TYPE_CHECKING:
     from graphopt.ir.rewrite import Pass
     from graphopt.targets import Target
+
+
+_PIPELINES = ("bitwise", "exact", "generated", "none")  # of graphopt.pipelines, whose import takes torch's
+
+
+def check_names(target: str, passes: str | None) -> None:
+    """Refuse unknown names at once, before torch is imported; with plug-ins installed, only they know theirs.
+
+    A pass has the name of its file, and so has a target.
+    """
+    root = Path(__file__).parents[1]
+    if not entry_points(group="graphopt.targets"):
+        known = [path.stem for path in (root / "targets").glob("[!_]*.py") if path.stem != "base"]
+        if target not in (*known, "auto"):
+            raise _unknown_target(target, known)
+    if passes is not None and not entry_points(group="graphopt.passes"):
+        known = [path.stem for path in (root / "passes").glob("[!_]*.py")]
+        for entry in _entries(passes):
+            if _split(entry)[0] not in (*known, *_PIPELINES):
+                raise _unknown_pass(_split(entry)[0], (*known, *_PIPELINES))
+
+
+def _unknown_target(name: str, known: Iterable[str]) -> UsageError:
+    return UsageError(f"unknown target '{name}'", where="--target", hint=nearest(name, (*known, "auto")))
+
+
+def _unknown_pass(name: str, known: Iterable[str]) -> UsageError:
+    return UsageError(f"unknown pass or pipeline '{name}'", where="--pass-pipeline", hint=nearest(name, known))
+
+
+def _entries(text: str) -> list[str]:
+    return re.split(r",(?![^{]*\})", text)
+
+
+def _split(entry: str) -> tuple[str, str | None]:
+    """Name and options of ``name{options}``."""
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\{(.*)\})?\s*", entry)
+    return (match[1], match[2]) if match else (entry, None)
 
 
 def target_named(name: str) -> str | Target:
@@ -21,7 +63,7 @@ def target_named(name: str) -> str | Target:
     if name == "auto":
         return name
     if name not in known:
-        raise UsageError(f"unknown target '{name}'", where="--target", hint=nearest(name, (*known, "auto")))
+        raise _unknown_target(name, known)
     import torch
 
     if reason := known[name].unavailable(torch.device("cpu")):
@@ -39,27 +81,32 @@ def passes_named(text: str | None) -> tuple[Pass, ...] | None:
     from graphopt import pipelines, plugins
 
     known, found = plugins.passes(), list[Any]()
-    for entry in re.split(r",(?![^{]*\})", text):
-        match = re.fullmatch(r"\s*(\w+)\s*(?:\{(.*)\})?\s*", entry)
-        name, options = (match[1], match[2]) if match else (entry, None)
+    for entry in _entries(text):
+        name, options = _split(entry)
         if name in pipelines.PIPELINES and options is None:
             found += pipelines.PIPELINES[name]
         elif name in known:
             found.append(_made(known[name], options, entry))
         else:
-            hint = nearest(name, (*known, *pipelines.PIPELINES))
-            raise UsageError(f"unknown pass or pipeline '{name}'", where="--pass-pipeline", hint=hint)
+            raise _unknown_pass(name, (*known, *pipelines.PIPELINES))
     return tuple(found)
 
 
 def _made(cls: type[Pass], options: str | None, entry: str) -> Pass:
+    where, name = f"--pass-pipeline {entry.strip()}", _split(entry)[0]
+    known = {field.name: field.default for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     try:
         call = ast.parse(f"f({options or ''})", mode="eval").body
         assert isinstance(call, ast.Call)
-        return cls(**{str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords})
+        if call.args:
+            raise ValueError("they are written option=value")
+        given = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        for key, value in given.items():
+            if key not in known:
+                raise UsageError(f"pass '{name}' has no option '{key}'", where=where, hint=nearest(key, known))
+            if isinstance(known[key], int | float) and not isinstance(value, int | float):
+                raise TypeError(f"{key} is a number, not {value!r}")
+        return cls(**given)
     except (SyntaxError, ValueError, TypeError) as error:
-        raise UsageError(
-            f"these options cannot be used: {error}",
-            where=f"--pass-pipeline {entry}",
-            hint=f"graphopt passes {entry.split('{')[0]} lists its options",
-        ) from error
+        hint = f"graphopt passes {name} lists its options"
+        raise UsageError(f"these options cannot be used: {error}", where=where, hint=hint) from error

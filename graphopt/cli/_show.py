@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich import box
@@ -12,17 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from graphopt.debug.statistics import PassRecord
-from graphopt.runtime.report import ModuleReport, Report, VariantReport
+from graphopt.runtime.report import ModuleReport, Report, VariantReport, counted
 
 
 def table(title: str, *columns: str, left: Sequence[str] = ()) -> Table:
     """A table whose columns are numbers, right-aligned, except the first and those named in `left`."""
     made = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), expand=False
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=False
     )
-    for position, column in enumerate(columns):
+    for position, column in enumerate(columns):  # what does not fit is folded, the widest column first; nothing is cut
         text = position == 0 or column in left
-        made.add_column(column, justify="left" if text else "right", no_wrap=not text or position == 0)
+        made.add_column(column, justify="left" if text else "right", overflow="fold")
     return made
 
 
@@ -51,24 +51,25 @@ def remark(console: Console, text: str | Text) -> None:
 
 def show_modules(console: Console, report: Report, *, full: bool) -> None:
     """Stages and passes of every module; without `full`, passes only of those called once or more per step."""
-    stages = table("Stages", "module", "stage", "target", "nodes", "FLOPs", "bytes", "weights", "kept", "hits",
-                   "misses", left=("stage", "target"))  # fmt: skip
+    stages = table("Stages", "stage", "target", "nodes", "FLOPs", "bytes", "weights", "kept", "hits",
+                   left=("target",))  # fmt: skip
     for module in report.modules:
         for variant in module.variants[-1:]:
-            for k, stage in enumerate(variant.stages):
-                memo = (scaled(stage.kept_bytes, "B"), str(stage.hits), str(stage.misses))
+            stages.add_row(Text(module.name, style="bold"))
+            for stage in variant.stages:
+                asked = stage.hits + stage.misses
+                memo = (scaled(stage.kept_bytes, "B"), f"{stage.hits} of {asked}" if asked else "·")
                 stages.add_row(
-                    module.name if k == 0 else "",
-                    stage.name.replace("_", " × "),
+                    Padding(Text(stage.name.replace("_", " × "), overflow="fold"), (0, 0, 0, 2)),
                     stage.target,
                     str(stage.nodes),
                     scaled(stage.flops),
                     scaled(stage.bytes, "B"),
                     scaled(stage.weight_bytes, "B"),
-                    *(("", "", "") if stage.name == "step" else memo),
+                    *(("", "") if stage.name == "step" else memo),
                 )
     console.print(stages)
-    remark(console, "[dim]FLOPs and bytes moved are per evaluation of a stage; hits were served from what is kept.[/]")
+    remark(console, "[dim]FLOPs and bytes moved are per evaluation of a stage. Hits: how often what is kept served.[/]")
     console.print()
     denoisers = [module for module in report.modules if "encoder" not in module.name and "decoder" not in module.name]
     for module in report.modules if full else denoisers or report.modules[:1]:
@@ -78,10 +79,13 @@ def show_modules(console: Console, report: Report, *, full: bool) -> None:
 
 
 def _passes(name: str, records: Sequence[PassRecord]) -> Group:
-    """A row per pass, and under the table the most frequent reason why each one held back."""
-    made = table(f"Passes on {name} (the step, before → after)", "pass", "accuracy", "fired", "refused", "nodes",
-                 "FLOPs", "bytes")  # fmt: skip
-    reasons = []
+    """A row per pass with the step as it left it; under the table the most frequent reason why each one held back."""
+    made = table(f"Passes on {name}: the step after each", "pass", "accuracy", "fired", "refused", "nodes",
+                 "FLOPs", "bytes", left=("accuracy",))  # fmt: skip
+    reasons = list[Text]()
+    for first in [record for record in records if not record.error][:1]:
+        made.add_row(Text("as captured", style="dim"), "", "", "", str(first.nodes[0]), scaled(first.flops[0]),
+                     scaled(first.bytes[0], "B"))  # fmt: skip
     for record in records:
         refused = sum(record.refusals.values())
         made.add_row(
@@ -89,28 +93,25 @@ def _passes(name: str, records: Sequence[PassRecord]) -> Group:
             record.accuracy,
             "[red]failed[/]" if record.error else str(record.fired),
             str(refused or "·"),
-            _change(record.nodes),
-            _change(record.flops, scale=True),
-            _change(record.bytes, "B", scale=True),
+            _after(record.nodes, str),
+            _after(record.flops, scaled),
+            _after(record.bytes, lambda value: scaled(value, "B")),
         )
         if record.error:
-            reasons.append(Text(f"  {record.name} was rolled back: {record.error.splitlines()[0]}", style="red"))
+            reasons.append(Text(f"{record.name} was rolled back: {record.error.splitlines()[0]}", style="red"))
         for reason, count in record.refusals.most_common(1):
             often = f"{count} of {refused}" if count < refused else f"{refused}"
-            reasons.append(Text.assemble(f"  {record.name} refused {often}: ", (reason, "dim")))
-    return Group(made, *reasons, "")
+            reasons.append(Text.assemble(f"{record.name} refused {often}: ", (reason, "dim")))
+    return Group(made, *(Padding(reason, (0, 0, 0, 2)) for reason in reasons), "")
 
 
-def _change(pair: tuple[Any, Any], unit: str = "", *, scale: bool = False) -> str:
-    """Before → after, in per cent where the figures shown would be the same, a dot where nothing changed."""
+def _after(pair: tuple[Any, Any], text: Callable[[Any], str]) -> str:
+    """What is left, or the change in per cent where the figure looks the same; a dot where nothing changed."""
     if pair[0] == pair[1]:
         return "·"
-    before, after = ((scaled(value, unit) if scale else str(value)) for value in pair)
-    if before == after and pair[0]:
+    if text(pair[0]) == text(pair[1]) and pair[0]:
         return f"{pair[1] / pair[0] - 1:+.2%}"
-    if before.split()[1:] == after.split()[1:]:
-        before = before.split()[0]
-    return f"{before} → {after}"
+    return text(pair[1])
 
 
 def fates(modules: Sequence[ModuleReport]) -> Text:
@@ -126,7 +127,7 @@ def fates(modules: Sequence[ModuleReport]) -> Text:
 
 def fate(module: ModuleReport, served: int) -> str:
     if not module.variants:
-        return f"{module.calls} calls, none captured"
+        return f"{counted(module.calls, 'call')}, none captured"
     ways = list(dict.fromkeys(way(variant) for variant in module.variants))
     return f"{served} of {module.calls} calls in {len(module.variants)} variant{'s' * (len(module.variants) > 1)}; " + (
         "; ".join(ways)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from graphopt.cli._app import AsJson, Debug, errors, out
+from graphopt.cli._options import check_names, passes_named, target_named
 from graphopt.errors import UsageError, nearest
 
 CAPTIONS = (
@@ -61,11 +62,13 @@ def demo(
     names = BUNDLED if pipeline == "both" else (pipeline,)
     settings = {"steps": steps, "guidance_scale": guidance, "seed": seed, "batch": batch, "target": target,
                 "pass_pipeline": pass_pipeline, "captions": texts}  # fmt: skip
+    check_names(target, pass_pipeline)
+    chosen, passes = target_named(target), passes_named(pass_pipeline)
     from graphopt.cli import _demo
 
     results = []
     for name in names:
-        result = _demo.compare(name, texts, output / name, settings, watts_per_core, quiet=as_json)
+        result = _demo.compare(name, texts, output / name, settings, watts_per_core, chosen, passes)
         results.append(result)
         if not as_json:
             _demo.show(out(), result)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 import sys
+import textwrap
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,9 +59,9 @@ def passes(
     rows = table("Passes", "pass", "accuracy", "before → after", left=("accuracy", "before → after"))
     for key, cls in sorted(known.items()):
         about = describe(key, cls)
-        options = ", ".join(f"{option} = {default}" for option, default in about["options"].items())
-        equation = about["equation"].replace("``", "")
-        rows.add_row(key, about["accuracy"], Text.assemble(equation, (f"\n{options}" if options else "", "dim")))
+        options = ", ".join(f"{option} = {default!r}" for option, default in about["options"].items())
+        equation = Text.assemble(about["equation"], (f"\n{options}" if options else "", "dim"))
+        rows.add_row(key, about["accuracy"], equation)
     out().print(rows)
     for key, order in orders.items():
         out().print(Text.assemble(("pipeline ", "dim"), (key, "bold"), ": ", " → ".join(order) or "no passes"))
@@ -75,17 +78,33 @@ def _show_one(name: str, cls: type[Pass], as_json: bool) -> None:
     from rich.text import Text
 
     out().print(Text.assemble((name, "bold"), f"  {about['accuracy']}, {about['module']}\n"))
-    out().print(Text(about["documentation"]))
+    console = out()
+    for line in _filled(about["documentation"], console.width):
+        console.print(Text(line), soft_wrap=True)
     if about["options"]:
-        out().print(Text("\nOptions", style="bold"))
+        out().print(Text("Options", style="bold"))
         for option, default in about["options"].items():
-            out().print(f"  {option} = {default}", markup=False)
+            out().print(f"  {option} = {default!r}", markup=False)
+
+
+def _filled(text: str, width: int) -> Iterator[str]:
+    """Lines of `text` that fit: items such as ``where:`` with their indentation, examples as they are."""
+    for paragraph in text.split("\n\n"):
+        if paragraph.lstrip().startswith(">>>"):
+            yield from paragraph.splitlines()
+        else:
+            for item in re.split(r"\n(?=\S)", paragraph) if "\n    " in paragraph else [paragraph]:
+                yield from textwrap.wrap(
+                    " ".join(item.split()), width, subsequent_indent="    " if re.match(r"\w+:", item) else "",
+                    break_on_hyphens=False,
+                )  # fmt: skip
+        yield ""
 
 
 def describe(name: str, cls: type[Pass]) -> dict[str, Any]:
     """A pass as plain data. Its equation opens the docstring of its file, or of its class where the file holds more."""
     module = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
-    text = module if "→" in module.split("\n\n")[0] else inspect.getdoc(cls) or module
+    text = _plain(module if "→" in module.split("\n\n")[0] else inspect.getdoc(cls) or module)
     return {
         "name": name,
         "accuracy": cls.accuracy,
@@ -98,7 +117,17 @@ def describe(name: str, cls: type[Pass]) -> dict[str, Any]:
     }
 
 
-def _default(entry: Any) -> str:
-    if entry.default is not dataclasses.MISSING:
-        return repr(entry.default)
-    return repr(entry.default_factory()) if entry.default_factory is not dataclasses.MISSING else "required"
+def _plain(text: str) -> str:
+    """Without the marks of code."""
+    return text.replace("`", "")
+
+
+def _default(entry: Any) -> Any:
+    """The default of an option as JSON has it; what JSON has no form for as Python writes it; None where required."""
+    value = entry.default
+    if value is dataclasses.MISSING:
+        value = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else None
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        return repr(value)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graphopt.cli._app import AsJson, Debug, errors, out
+from graphopt.cli._app import AsJson, Debug, out, phase
 from graphopt.cli.run import Arguments, Name, call_values
 
 
@@ -36,11 +36,13 @@ def report(
 
         graphopt report emoji-dit --json | jq '.modules[0].variants[0].passes'
     """
-    from graphopt.cli._load import call_arguments, load
-    from graphopt.cli._options import passes_named, target_named
+    from graphopt.cli._load import call_arguments, check, load
+    from graphopt.cli._options import check_names, passes_named, target_named
 
-    chosen, passes = target_named(target), passes_named(pass_pipeline)
     values = call_values(arg)
+    check_names(target, pass_pipeline)
+    check(pipeline, dtype=dtype)
+    chosen, passes = target_named(target), passes_named(pass_pipeline)
     pipe = load(pipeline, dtype=dtype)
     takes_prompt = "prompt" in _parameters(pipe)
     call = {"num_inference_steps": steps, "height": height, "width": width, **values}
@@ -52,7 +54,7 @@ def report(
     import graphopt
 
     graphopt.compile(pipe, target=chosen, pipeline=passes)
-    with errors().status("sampling"), torch.no_grad():
+    with phase("compiling and sampling"), torch.no_grad():
         pipe(**arguments, generator=torch.Generator().manual_seed(0))
     found = graphopt.report(pipe)
     if as_json:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graphopt.cli._app import AsJson, Debug, errors, out
+from graphopt.cli._app import AsJson, Debug, errors, out, phase
 from graphopt.errors import GraphoptError, UsageError
 
 Arguments = Annotated[
@@ -50,8 +50,8 @@ def run(
 
         graphopt run my_module:make_pipeline --prompt "a cabin" --no-compile
     """
-    from graphopt.cli._load import call_arguments, load
-    from graphopt.cli._options import passes_named, target_named
+    from graphopt.cli._load import call_arguments, check, load
+    from graphopt.cli._options import check_names, passes_named, target_named
 
     wanted = {
         "num_inference_steps": steps,
@@ -61,9 +61,11 @@ def run(
         "width": width,
         **call_values(arg),
     }
+    prompts: list[str | None] = [*prompt] if prompt else [None]
+    check_names(target, pass_pipeline)
+    check(pipeline, {"prompt": prompts[0], **wanted}, dtype=dtype)
     chosen, passes = target_named(target), passes_named(pass_pipeline)
     pipe = load(pipeline, dtype=dtype)
-    prompts: list[str | None] = [*prompt] if prompt else [None]
     calls = [call_arguments(pipe, {"prompt": text, **wanted}) for text in prompts]
     import torch
 
@@ -75,7 +77,7 @@ def run(
     rows = []
     for k in range(len(calls) * count):
         call, start = calls[k // count], time.perf_counter()
-        with errors().status(f"image {k + 1} of {len(calls) * count}"), torch.no_grad():
+        with phase(f"image {k + 1} of {len(calls) * count}"), torch.no_grad():
             result = pipe(**call, generator=torch.Generator().manual_seed(seed + k))
         seconds = time.perf_counter() - start
         for number, image in enumerate(_images(result)):

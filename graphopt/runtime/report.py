@@ -35,6 +35,9 @@ class StageReport:
 class VariantReport:
     """One captured Program of a module.
 
+    `faster` is the original's time over the compiled call's where the two were measured (target ``auto``), and
+    `interval` the range of that ratio: above 1 the compiled call is faster.
+
     Of the weights (in bytes) that any stage reads, those are idle that the step does not, neither as they are nor
     folded or packed by the weights stage: only what is computed once per request or schedule needs them.
     """
@@ -86,15 +89,38 @@ class Report:
         lines = []
         for module in self.modules:
             served = module.calls - sum(module.asides.values())
-            lines.append(f"{module.name} ({module.module}): {module.calls} calls, {served} by graphopt")
-            lines += [f"  left to the module, {count} times: {reason}" for reason, count in module.asides.items()]
+            lines.append(f"{module.name} ({module.module}): {counted(module.calls, 'call')}, {served} by graphopt")
+            lines += [
+                f"  left to the module, {counted(count, 'time')}: {reason}" for reason, count in module.asides.items()
+            ]
             for variant in module.variants:
-                lines.append(f"  {variant.captured_nodes} nodes captured, {variant.runs}")
-                lines += [
-                    f"    {s.name:16} {s.nodes:5} nodes {_giga(s.flops)} GFLOP  {s.hits} hits, {s.misses} misses"
-                    for s in variant.stages
-                ]
+                lines += [f"  {line}" for line in _variant_lines(variant)]
+                if module.name == module.module and len(variant.inputs) > 1 and {*variant.inputs.values()} == {"state"}:
+                    last = list(variant.inputs)[-1].partition(".")[0]
+                    lines.append(
+                        "    hint: every input is taken for state, so that nothing is kept between calls; name what "
+                        f"stays the same during a request, such as roles={{'{last}': 'condition'}}"
+                    )
         return "\n".join(lines)
+
+
+def _variant_lines(variant: VariantReport) -> list[str]:
+    lines = [f"{counted(variant.captured_nodes, 'node')} captured; {variant.runs}"]
+    if variant.inputs:
+        lines.append("  inputs: " + ", ".join(f"{path} ({role})" for path, role in variant.inputs.items()))
+    for stage in variant.stages:
+        kept = "" if stage.name == "step" else f"  {counted(stage.hits, 'hit')}, {counted(stage.misses, 'miss', 'es')}"
+        lines.append(f"  {stage.name:16} {stage.target:8} {stage.nodes:5} nodes {_giga(stage.flops)} GFLOP{kept}")
+    for record in variant.passes:
+        if record.error:
+            first, *rest = record.error.splitlines()
+            lines += [f"  pass {record.name} was rolled back: {first}", *(f"  {line}" for line in rest)]
+    return [*lines, *(f"  note: {note}" for note in variant.notes)]
+
+
+def counted(count: int, noun: str, plural: str = "s") -> str:
+    """``1 call``, ``2 calls``."""
+    return f"{count} {noun}{plural if count != 1 else ''}"
 
 
 def _giga(flops: Any) -> str:
@@ -141,7 +167,7 @@ def _variant(variant: Variant) -> VariantReport:
         passes=built.passes,
         seconds=variant.seconds,
         faster=race.original / race.compiled if race and race.compiled else None,
-        interval=(race.low, race.high) if race and race.pairs else None,
+        interval=(1 / race.high, 1 / race.low) if race and race.pairs else None,
         runs=_runs(variant),
         notes=built.notes,
     )
@@ -164,5 +190,8 @@ def _runs(variant: Variant) -> str:
     race = variant.race
     if race is None:
         return "runs compiled"
-    span = f"{race.low:.3f} to {race.high:.3f} of the original's time in {race.pairs} pairs"
-    return f"runs compiled: {span}" if race.won else f"left to the module, not faster: {span}"
+    interval = f"interval {1 / race.high:.2f} to {1 / race.low:.2f}"
+    if not race.won and race.low < 1:
+        return f"no clear difference, so the original runs ({interval})"
+    times = f"{race.original / race.compiled:.2f} times as fast as the original ({interval})"
+    return f"runs compiled: {times}" if race.won else f"the original runs: compiled is {times}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from graphopt.cli._grid import Column, _plain, amplified, grid
 from graphopt.cli._options import passes_named
 from graphopt.cli._show import scaled
 from graphopt.ir.rewrite import spell
-from graphopt.passes import PASSES
+from graphopt.passes import PASSES, Hoist
 from tests.cli.conftest import Run, parsed
 
 TINY = ("--steps", "2", "--target", "eager")
@@ -51,7 +52,13 @@ def test_passes(run: Run) -> None:
     assert {entry["name"] for entry in data["passes"]} >= {cls().name for cls in PASSES}
     assert data["pipelines"]["exact"] == [spell(pass_) for pass_ in graphopt.pipelines.exact]
     assert "eager" in data["targets"]
-    assert "because:" in run("passes", "remove_dead").stdout
+    assert all("`" not in entry["equation"] for entry in data["passes"])
+    about = parsed(run("passes", "hoist", "--json"))
+    assert about["options"]["max_bytes"] == Hoist().max_bytes
+    text = run("passes", "hoist").stdout
+    assert "`" not in text
+    assert re.search(r"^where: .*\n( {4}\S.*\n)+because: .*\n {4}\S", text, re.MULTILINE)
+    assert ">>> before = sketch('''\n" in text
 
 
 def test_pass_lists_read_what_spell_writes() -> None:
@@ -110,6 +117,9 @@ def test_demo(name: str, tmp_path: Path, run: Run, read_once: None) -> None:
     assert entry["energy"]["joules_per_image"]["original"] > 0
     assert entry["energy"]["source"]
     assert any(module["variants"] for module in entry["report"]["modules"])
+    assert [line.partition(": ")[2] for line in result.stderr.splitlines() if line.startswith(f"{name}: ")] == [
+        "loading", "warming up the original", "compiling", "batch 1 of 2", "batch 2 of 2",
+    ]  # fmt: skip
     if name == "emoji-unet":
         for word in ("time per image", "time per step", "energy per image", "Pictures", "Stages", "Passes on unet"):
             assert word in result.stdout

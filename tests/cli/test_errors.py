@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from graphopt import pipelines, plugins
+from graphopt.cli import _load, _options
 from tests.cli.conftest import Run
 
 FACTORIES = "tests.cli.factories"
@@ -16,7 +20,11 @@ FACTORIES = "tests.cli.factories"
     ("arguments", "code", "expected"),
     [
         (["run", "emoji-unte", "--prompt", "x"], 2, r"no pipeline 'emoji-unte'.*did you mean 'emoji-unet'"),
-        (["report", "nowhere"], 2, r"no pipeline 'nowhere'.*bundled: .*emoji-unet.*module:factory"),
+        (
+            ["report", "nowhere"],
+            2,
+            r"no pipeline 'nowhere'.*next: give a bundled one \(emoji-dit, emoji-unet\).*factory",
+        ),
         (["run", "owner/name", "--prompt", "x"], 2, r"'owner/name' is no folder here.*hub.*give a folder"),
         (["run", "emoji-unet"], 2, r"needs a prompt.*--prompt"),
         (["run", "emoji-unet", "--prompt", "x", "--arg", "strenght=1"], 2, r"takes no argument 'strenght'"),
@@ -25,7 +33,10 @@ FACTORIES = "tests.cli.factories"
         (["run", "emoji-unet", "--prompt", "x", "--dtype", "float12"], 2, r"dtype 'float12'.*float32"),
         (["run", "emoji-unet", "--prompt", "x", "--target", "eagre"], 2, r"unknown target 'eagre'.*'eager'"),
         (["run", "emoji-unet", "--prompt", "x", "--pass-pipeline", "exakt"], 2, r"'exakt'.*'exact'"),
-        (["run", "emoji-unet", "--prompt", "x", "--pass-pipeline", "remove_dead{no=1}"], 2, r"options cannot be used"),
+        (["report", "emoji-unet", "--pass-pipeline", "hoist{max_byte=3}"], 2, r"no option 'max_byte'.*'max_bytes'\?"),
+        (["report", "emoji-unet", "--pass-pipeline", "hoist{max_bytes='3'}"], 2, r"cannot be used: .* is a number"),
+        (["report", "emoji-unet", "--pass-pipeline", "hoist{3}"], 2, r"cannot be used: .*option=value"),
+        (["report", "emoji-unet", "--pass-pipeline", "hoist{max_bytes=}"], 2, r"options cannot be used"),
         (["run", f"{FACTORIES}:failing"], 2, r"ValueError: there are no weights"),
         (["run", f"{FACTORIES}:unconditonal"], 2, r"has no 'unconditonal'.*did you mean 'unconditional'"),
         (["run", f"{FACTORIES}:not_callable"], 2, r"is a int, not a function"),
@@ -76,3 +87,38 @@ def test_debug_shows_the_error_itself(arguments: tuple[str, ...], run: Run) -> N
     result = run(*arguments)
     assert result.exit_code == 1
     assert type(result.exception).__name__ == "UsageError"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "emoji-unet"),
+        ("run", "emoji-unte", "--prompt", "x"),
+        ("run", "emoji-unet", "--prompt", "x", "--target", "eagre"),
+        ("report", "emoji-unet", "--pass-pipeline", "exakt"),
+        ("demo", "--target", "eagre"),
+        ("demo", "--pipeline", "emoji-vit"),
+    ],
+    ids=" ".join,
+)
+def test_names_are_checked_before_torch_is_imported(arguments: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from graphopt.cli.main import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
+    assert result.stdout == "2 False\n", result.stderr
+
+
+def test_names_known_without_torch_are_those_there_are() -> None:
+    assert set(_options._PIPELINES) == set(pipelines.PIPELINES)
+    for name in (*plugins.passes(), *pipelines.PIPELINES):
+        _options.check_names("auto", name)
+    for name in plugins.targets():
+        _options.check_names(name, None)
+
+
+def test_an_argument_is_checked_before_weights_are_read(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setattr(_load, "_from_pretrained", lambda *arguments: pytest.fail("weights were read"))
+    assert run("run", "emoji-dit", "--prompt", "x", "--arg", "strenght=1").exit_code == 2
