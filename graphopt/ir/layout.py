@@ -49,7 +49,7 @@ def refresh(program: Program, changed: Iterable[fx.Node]) -> None:
 
     Raises
     ------
-    PassError : an operation reads strides, or a result had strides that no memory format describes.
+    PassError : an operation reads the strides that changed.
     """
     stale = set(changed)
     for node in program.nodes:
@@ -78,22 +78,22 @@ def _infer_layout(program: Program, node: fx.Node) -> Any:
 
 
 def _restore(program: Program, node: fx.Node, before: torch.Tensor) -> None:
-    """Return `node`, or a copy of it, with the strides of `before`."""
-    result = node
-    if _memory(node.meta["val"]) != _memory(before):
-        formats = [torch.contiguous_format, *([torch.channels_last] if before.ndim == 4 else [])]
-        fitting = [entry for entry in formats if before.is_contiguous(memory_format=entry)]
-        if not fitting:
-            raise PassError(
-                f"a result has strides {tuple(before.stride())}, which no memory format gives", where=node.name
-            )
-        result = program.call(aten.clone.default, node, memory_format=fitting[0], before=program.output, like=node)
+    """Return a copy of `node` with the strides of `before`; its strides do not depend on those of `node` any more."""
+    here: dict[str, Any] = {"before": program.output, "like": node}
+    sizes, steps = list(before.shape), list(before.stride())
+    formats = [torch.contiguous_format, *([torch.channels_last] if before.ndim == 4 else [])]
+    fitting = [entry for entry in formats if before.is_contiguous(memory_format=entry)]
+    if fitting:
+        result = program.call(aten.clone.default, node, memory_format=fitting[0], **here)
+    else:  # part of a larger tensor, or expanded: written into memory of its extent
+        result, once = node, list(sizes)
+        for dim, step in enumerate(steps):
+            if step == 0 and sizes[dim] > 1:
+                result, once[dim] = program.call(aten.slice.Tensor, result, dim, 0, 1, **here), 1
+        extent = 1 + sum((size - 1) * step for size, step in zip(once, steps, strict=True))
+        room = program.call(aten.zeros.default, [extent], dtype=before.dtype, device=before.device, **here)
+        result = program.call(aten.as_strided_scatter.default, room, result, once, steps, 0, **here)
+        result = program.call(aten.as_strided.default, result, sizes, steps, **here)
     if result.meta["val"].stride() != before.stride():  # dimensions of size 1, where any stride will do
-        sizes, steps = list(before.shape), list(before.stride())
-        result = program.call(aten.as_strided.default, result, sizes, steps, before=program.output, like=node)
+        result = program.call(aten.as_strided.default, result, sizes, steps, **here)
     program.output.replace_input_with(node, result)
-
-
-def _memory(value: torch.Tensor) -> list[int]:
-    """The strides that matter: of dimensions longer than 1."""
-    return [step for size, step in zip(value.shape, value.stride(), strict=True) if size != 1]
