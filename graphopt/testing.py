@@ -247,7 +247,8 @@ class _Grower:
             self.add(aten.layer_norm.default, self.features(), [8], bias, bias)
         else:
             bias = self.weight("w_conv_bias")
-            self.add(aten.group_norm.default, self.pick(lambda v: v.ndim == 4 and v.is_floating_point()), 2, bias, bias)
+            image = self.pick(lambda value: value.ndim == 4 and value.dtype == torch.float32)
+            self.add(aten.group_norm.default, image, 2, bias, bias)
 
     def attention(self) -> None:
         query, memory = self.features(), self.features()
