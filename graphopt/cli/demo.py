@@ -12,11 +12,15 @@ from graphopt.cli._app import AsJson, Debug, errors, out
 from graphopt.cli._options import check_names, passes_named, target_named
 from graphopt.errors import UsageError, nearest
 
-CAPTIONS = (
-    "red apple", "cat face", "grinning face", "rocket",
-    "pizza", "sunflower", "red heart", "soccer ball",
-    "dog face", "green apple", "full moon", "house",
-    "smiling face with sunglasses", "octopus", "tulip", "hot beverage",
+CAPTIONS = (  # as the data: mostly people, some flags, hands and faces, a few things
+    "man mechanic: dark skin tone", "woman cook: medium-light skin tone",
+    "flag: Costa Rica", "person biking: medium-dark skin tone",
+    "woman with headscarf: medium skin tone", "man astronaut: medium-light skin tone",
+    "couple with heart: woman, man, medium-dark skin tone, light skin tone", "woman playing water polo: light skin tone",
+    "boy: medium-light skin tone", "rightwards hand: medium skin tone",
+    "flag: El Salvador", "man firefighter: dark skin tone",
+    "grinning face", "woman walking: light skin tone",
+    "mx claus: light skin tone", "red heart",
 )  # fmt: skip
 BUNDLED = ("emoji-unet", "emoji-dit")
 

@@ -131,7 +131,15 @@ class Variant:
             memo.clear()
 
     def serves(self, signature: Any) -> bool:
-        return bool(self.signature == signature) and self.guard.holds() and self.weights.fit()
+        if self.signature != signature:
+            return False
+        # What is left to the module is right whatever has become of the module.
+        return self.lost or (self.guard.holds() and self.weights.fit())
+
+    @property
+    def lost(self) -> bool:
+        """Whether calls are left to the module, because they were not faster or not right."""
+        return self.wrong is not None or (self.race is not None and not self.race.won)
 
     def run(self, call: Call) -> Any:
         """What the module would return for this call."""
@@ -417,15 +425,15 @@ _RACE_SECONDS = 3.0
 
 
 def _race(installed: Installed, variant: Variant, call: Call) -> Race:
-    """Pairs of whole calls over successive times, as in a sampling run; how many is settled by the first pair.
+    """Pairs of whole calls over successive times, as in a sampling run; a first pair warms up and settles how many.
 
     The schedule's table is cleared before each call, as if no other run had filled it: what it saves from run to run
     comes on top.
     """
     times: list[tuple[float, float]] = []
-    pairs, taker = _PAIRS[0], installed.takers[0]
+    pairs, warm, taker = _PAIRS[0], False, installed.takers[0]
     while len(times) < pairs:
-        args, kwargs = taker.rebuild(variant.later(call, len(times) + 1), call.spec)
+        args, kwargs = taker.rebuild(variant.later(call, len(times) + 1 + warm), call.spec)
         spent = {"original": 0.0, "compiled": 0.0}
         for who in ("original", "compiled") if len(times) % 2 else ("compiled", "original"):
             for name in ("schedule", "request_schedule"):
@@ -440,10 +448,11 @@ def _race(installed: Installed, variant: Variant, call: Call) -> Race:
                 variant.run(call if isinstance(found, str) else found[1])
             _synchronise(call)
             spent[who] = time.perf_counter() - start
-        times.append((spent["original"], spent["compiled"]))
-        if len(times) == 1:
-            fitting = int(_RACE_SECONDS / max(sum(times[0]), 1e-6))
-            pairs = min(max(fitting, _PAIRS[0]), _PAIRS[1]) | 1
+        if warm:
+            times.append((spent["original"], spent["compiled"]))
+        else:
+            fitting = int(_RACE_SECONDS / max(sum(spent.values()), 1e-6))
+            warm, pairs = True, min(max(fitting, _PAIRS[0]), _PAIRS[1]) | 1
     low, high = _interval(times)
     return Race(statistics.median(a for a, _ in times), statistics.median(b for _, b in times), low, high, len(times))
 
