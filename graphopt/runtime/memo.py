@@ -103,7 +103,8 @@ class Memo:
         kept = {_memory(value) for value in values if isinstance(value, torch.Tensor)}
         views = {k: memory for k, memory in enumerate(map(_memory, weights)) if memory in kept}
         shared = set(views.values())
-        own = {_memory(v): v for v in values if isinstance(v, torch.Tensor) and _memory(v) not in shared}
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        own = {_memory(tensor) or id(tensor): tensor for tensor in tensors if _memory(tensor) not in shared}
         size = sum(map(_stored_bytes, own.values()))
         with self._lock:
             self._drop(key.parts)

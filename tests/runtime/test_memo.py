@@ -133,3 +133,9 @@ def test_threads() -> None:
         worker.join()
     assert memo.bytes == sum(entry.size for entry in memo._entries.values()) <= 64
     assert memo.hits + memo.misses == 900
+
+
+def test_packed_weights_count_each() -> None:
+    memo, packed = Memo(1 << 20), [torch.randn(8, 8).to_mkldnn() for _ in range(3)]
+    memo.put(key_of([]), tuple(packed))
+    assert memo.bytes == 3 * 8 * 8 * 4
