@@ -44,9 +44,13 @@ class PackWeights(Pass):
     Attributes
     ----------
     min_flops : FLOPs below which the call itself is what takes the time, and ATen's call is the cheaper one.
+    max_terms : terms of a convolution's sums beyond which it stays as it is; None: any number. oneDNN adds up a
+        channels-last convolution in one running sum, ATen's contiguous one in blocks, so that with many terms the
+        packed kernel's rounding error is two to three times as large.
     """
 
     min_flops: int = 2 << 20
+    max_terms: int | None = None
 
     accuracy: ClassVar[Accuracy] = "rounding"
     repeat: ClassVar[bool] = False  # a packed layer is no match, and what was refused stays so
@@ -77,6 +81,8 @@ class PackWeights(Pass):
             reason = "the convolution has no batch dimension"
         elif node.target is aten.linear.default and weight.ndim != 2:
             reason = "the weight is a vector"
+        elif node.target is aten.conv2d.default and self.max_terms is not None and weight[0].numel() > self.max_terms:
+            reason = f"sums of {weight[0].numel()} terms, more than max_terms={self.max_terms}: less exact when packed"
         elif bound["bias"] is not None and not _lies_plain(val(bound["bias"]), weight.shape[0]):
             reason = "the bias is strided or broadcast; oneDNN reads it as if its numbers lay one after the other"
         elif node_cost(node).flops < self.min_flops:

@@ -216,3 +216,10 @@ def test_refresh_of_nothing() -> None:
 def test_a_bias_must_be_contiguous(bias: str) -> None:
     (reason,) = check_pass(EVERY, linear(b=bias).program).reasons
     assert reason.startswith("the bias is strided or broadcast")
+
+
+def test_long_sums_stay_as_they_are() -> None:
+    program = sketch(CONV, x="f32[2, 3, 8, 9]", w="weight f32[6, 3, 3, 3]", b="weight f32[6]").program
+    assert check_pass(PackWeights(min_flops=0, max_terms=27), program).fired == 1
+    refused = check_pass(PackWeights(min_flops=0, max_terms=26), program)
+    assert refused.reasons == ["sums of 27 terms, more than max_terms=26: less exact when packed"]
