@@ -17,7 +17,8 @@ from graphopt.capture.export import capture
 from graphopt.capture.roles import NUMBERS_AS_TENSORS, check_roles, explicit, observe, roles_by_name
 from graphopt.debug.statistics import Statistics
 from graphopt.errors import TargetError, UsageError, nearest
-from graphopt.ir.program import Role
+from graphopt.ir.program import Program, Role
+from graphopt.ir.relations import Relation, specialise
 from graphopt.ir.rewrite import Observer, Observers, Pass, check_order, run_pipeline
 from graphopt.ir.stages import Part, split
 from graphopt.ir.verify import example_value
@@ -103,7 +104,7 @@ def _put_back(module: torch.nn.Module, call: Any) -> None:
 
 
 class _Builder:
-    """From one captured call to a `Built`; what `Installed` calls when no variant serves."""
+    """From one call to a `Built`; what `Installed` asks when no variant serves, or when it has learnt more of the calls."""
 
     def __init__(
         self, module: torch.nn.Module, name: str, observed: Mapping[str, Role] | None, roles: Mapping[str, str],
@@ -112,18 +113,33 @@ class _Builder:
         self.module, self.name, self.observed, self.roles = module, name, observed, roles
         self.passes, self.target, self.strict, self.observers = passes, target, strict, observers
 
-    def __call__(self, call: Call, taker: CallTaker) -> Built:
+    @property
+    def exploits(self) -> tuple[type, ...]:
+        return tuple({kind for pass_ in self.passes for kind in pass_.exploits})
+
+    def capture(self, call: Call, taker: CallTaker) -> Program:
+        """The Program of a call, with its roles."""
         paths = [p for p, leaf in zip(taker.paths(call), call.leaves, strict=True) if isinstance(leaf, torch.Tensor)]
         # Of the roles named by the user those of arguments that this call passes: optional ones may be left out.
         passed = {path.partition(".")[0] for path in paths}
         mine = {name: role for name, role in self.roles.items() if name.partition(".")[0] in passed}
         roles = explicit(mine, paths, {**roles_by_name(paths), **(self.observed or {})})
-        captured = capture(self.module, taker, call, roles, self.name)
+        return capture(self.module, taker, call, roles, self.name)
+
+    def build(self, captured: Program, relations: Sequence[Relation]) -> Built:
+        """Passes, stages and kernels; relations that no pass gains anything from are not assumed."""
+        specialised, boundary = specialise(captured, relations)
         statistics = Statistics()
         observer = Observers((statistics, *self.observers))
-        program = run_pipeline(self.passes, captured, observer, strict=self.strict)
+        program = run_pipeline(self.passes, specialised, observer, strict=self.strict)
+        used = {k for pass_, r in zip(self.passes, statistics.records, strict=True) if r.fired for k in pass_.exploits}
+        unused = tuple(entry for entry in relations if type(entry) not in used)
+        if unused:
+            built = self.build(captured, [entry for entry in relations if entry not in unused])
+            built.unused += unused
+            return built
         parts = split(program)
-        built = Built(program, parts, [], [], captured, statistics.records)
+        built = Built(program, parts, [], [], captured, boundary, passes=statistics.records)
         for part in parts:
             kernel, name = self._build(part, built.notes)
             built.kernels.append(kernel)

@@ -11,6 +11,7 @@ from graphopt.passes import (
     MergeLinears,
     PackWeights,
     RemoveDead,
+    ShareCalls,
     SimplifyIdentities,
     SimplifyViews,
     Tabulate,
@@ -26,7 +27,8 @@ _place: tuple[Pass, ...] = (
     RemoveDead(),  # what the passes above left behind must not be kept
     FoldConstants(),  # first of the placements: later stages read weights-stage values
     Hoist(),  # before the schedule: values of both time and condition read what the request keeps
-    Tabulate(),  # last: it places what is left of the earlier stages
+    Tabulate(),  # before what is common to branches, which reads the schedule's tables
+    ShareCalls(),  # last: it places what is left in the step
 )
 
 # No bit of any result changes.

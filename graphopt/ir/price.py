@@ -26,7 +26,7 @@ from graphopt.ir.alias import owner
 from graphopt.ir.cost import nbytes, node_cost
 from graphopt.ir.effects import is_view
 from graphopt.ir.program import Program, val
-from graphopt.ir.stages import Stage, placement, stages
+from graphopt.ir.stages import STAGES, Stage, placement, stages
 
 Victim: TypeAlias = tuple[fx.Node, str]
 
@@ -158,7 +158,7 @@ class _Choice:
         for node in reversed(self.candidates):
             if node not in self.inside or any(user in self.inside for user in node.users):
                 continue
-            if self.known[node] != self.stage:
+            if any(self.known[node] <= other < self.stage for other in STAGES.values()):
                 self.inside.discard(node)
             elif self.roles.get(self.owner(node)):
                 self.drop(node, "it is a view of an input: keeping it saves no work")

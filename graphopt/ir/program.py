@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -68,6 +68,9 @@ class Program:
     out_spec: TreeSpec | None = None
     name: str = "program"
     root: torch.nn.Module = field(default_factory=torch.nn.Module)
+    relations: tuple[
+        Any, ...
+    ] = ()  # what is assumed of the inputs and holds whenever the Program runs, see ir.relations
     rule: str = ""  # the pass at work; new nodes carry it
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -118,7 +121,7 @@ class Program:
         node.meta = dict(self.output.meta)
         for old, new in names.items():
             new.meta = dict(old.meta)
-        return Program(graph, self.inputs, dict(self.constants), self.out_spec, self.name, self.root, self.rule)
+        return replace(self, graph=graph, constants=dict(self.constants))
 
     def call(
         self, target: Callable[..., Any], *args: Any, before: fx.Node, like: fx.Node | None = None, val: Any = None,

@@ -66,6 +66,9 @@ class Pass(ABC):
     requires: ClassVar[tuple[str, ...]] = ()  # properties of the Program that earlier passes must ensure
     ensures: ClassVar[tuple[str, ...]] = ()
     repeat: ClassVar[bool] = True  # run until no match is left; False for passes that place rather than rewrite
+    exploits: ClassVar[
+        tuple[type, ...]
+    ] = ()  # kinds of relations between calls that it needs, see `graphopt.ir.relations`
 
     @property
     def name(self) -> str:

@@ -1,7 +1,8 @@
 """Which inputs' *values* a node depends on, and the split of a Program by that.
 
 A stage is a set of roles. ``{}`` depends on weights alone, ``{condition}`` changes once per request, ``{time}`` takes
-one value per timestep of the schedule, anything with ``state`` changes every step. The *stage* of a node is a fact; its
+one value per timestep of the schedule, anything with ``state`` changes every step; without ``condition`` it is common to
+the guidance branches of a step. The *stage* of a node is a fact; its
 *placement* (``node.meta["placement"]``) is a decision that passes take and price: a superset of the stage, and at least
 the union of the placements of its arguments. `split` then cuts the graph by placement.
 """
@@ -25,6 +26,7 @@ WEIGHTS: Stage = frozenset()
 REQUEST: Stage = frozenset({"condition"})
 SCHEDULE: Stage = frozenset({"time"})
 REQUEST_SCHEDULE: Stage = frozenset({"time", "condition"})
+COMMON: Stage = frozenset({"time", "state"})
 STEP: Stage = frozenset({"time", "condition", "state"})
 
 # In the order in which they are computed.
@@ -33,14 +35,15 @@ STAGES: dict[str, Stage] = {
     "request": REQUEST,
     "schedule": SCHEDULE,
     "request_schedule": REQUEST_SCHEDULE,
+    "common": COMMON,
     "step": STEP,
 }
 _NAMES = {stage: name for name, stage in STAGES.items()}
 
 
 def stage_name(stage: Stage) -> str:
-    """The name of a stage: weights, request, schedule, request_schedule or step."""
-    return "step" if "state" in stage else _NAMES[stage]
+    """The name of a stage: weights, request, schedule, request_schedule, common or step."""
+    return _NAMES.get(stage, "step")
 
 
 def stages(program: Program) -> dict[fx.Node, Stage]:

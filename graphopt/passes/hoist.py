@@ -24,6 +24,7 @@ from typing import ClassVar
 
 from ..ir.price import Price, plan
 from ..ir.program import Program
+from ..ir.relations import Unchanged
 from ..ir.rewrite import Match, Pass, Refusal
 from ..ir.stages import REQUEST
 
@@ -43,6 +44,7 @@ class Hoist(Pass):
     dispatch_bytes: int = 32 << 10
 
     repeat: ClassVar[bool] = False
+    exploits: ClassVar[tuple[type, ...]] = (Unchanged,)
 
     def find(self, program: Program) -> Iterable[Match]:
         price = Price(self.max_bytes, 1, self.flops_per_byte, self.dispatch_bytes)

@@ -14,23 +14,29 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from graphopt.capture.calls import Call, CallTaker
 from graphopt.capture.guards import ModuleGuard, call_state, interference, outside
+from graphopt.capture.relations import Watch, repeated
 from graphopt.debug.statistics import PassRecord
 from graphopt.errors import CaptureError, UsageError, VerificationError
-from graphopt.ir.program import Program
+from graphopt.ir.program import Input, Program
+from graphopt.ir.relations import Boundary, Relation, Repeated
 from graphopt.ir.stages import Part
 from graphopt.runtime.gate import GATE
 from graphopt.runtime.memo import Key, Memo, key_part, private
-from graphopt.runtime.weights import Trajectory, Weights
+from graphopt.runtime.trajectory import Trajectories
+from graphopt.runtime.weights import Weights
 from graphopt.targets import Kernel
 
 _MAX_VARIANTS = 32
+_ONE_STATE = 2  # entries of the common stage: a state serves the branches of one step, and a thread beside this one
+_WATCHES = 4  # runs that are watched for relations between their calls
+_PATIENCE = 2  # changes of a part that was thought to stay the same
 _capturing = threading.local()
 
 
@@ -44,7 +50,9 @@ class Built:
     parts : its stages in the order of computation, the step last.
     kernels : one callable per part.
     targets : the name of the target that built each part.
-    captured : the Program before its passes.
+    captured : the Program before its passes, about the call's own arguments.
+    boundary : how the inputs of `program` come out of the arguments.
+    unused : relations that hold but that no pass gained anything from.
     passes : what each pass did.
     notes : anything the user should know (a part that fell back to the eager target, and why).
     """
@@ -54,8 +62,26 @@ class Built:
     kernels: list[Kernel]
     targets: list[str]
     captured: Program
+    boundary: Boundary
+    unused: tuple[Relation, ...] = ()
     passes: list[PassRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+class Builder(Protocol):
+    """What makes a `Built`; given by `graphopt.compile`.
+
+    Attributes
+    ----------
+    exploits : the kinds of relations that its passes can use.
+    """
+
+    @property
+    def exploits(self) -> tuple[type, ...]: ...
+
+    def capture(self, call: Call, taker: CallTaker) -> Program: ...
+
+    def build(self, captured: Program, relations: Sequence[Relation]) -> Built: ...
 
 
 @dataclass
@@ -77,22 +103,45 @@ class Race:
 class Variant:
     """One captured Program of a module: the calls it serves, the state of the module it needs, and its memos."""
 
-    def __init__(self, installed: Installed, call: Call, built: Built, seconds: float) -> None:
-        self.signature, self.built, self.seconds = (call.signature, call_state()), built, seconds
+    def __init__(self, installed: Installed, signature: Any, built: Built, seconds: float) -> None:
+        self.signature, self.built, self.seconds = signature, built, seconds
         self.guard = ModuleGuard(installed.module)
         self.used = installed.calls  # the call it served last
         self.checked = False  # whether its first result was compared with the module's own
         self.race: Race | None = None
         self.wrong: str | None = None  # why the compiled result was rejected, when it was
+        self.refuted: str | None = None  # why its relations are not relied on any more
+        self.unequal = 0  # calls whose arguments did not consist of the parts it takes
+        self.repeats = 0  # how often in a row the solver repeats a time
         program = built.program
         self.inputs = program.inputs
         self.weights = Weights(installed.module, [i for i in program.inputs if i.role == "weight"], program.constants)
-        given = [entry.role for entry in program.inputs if entry.role != "weight"]
-        self._conditions = [k for k, role in enumerate(given) if role == "condition"]
-        self._times = [k for k, role in enumerate(given) if role == "time"]
-        self.memos = {part.name: Memo(installed.max_bytes) for part in built.parts[:-1]}
+        self.arguments: list[Input] = [entry for entry in built.captured.inputs if entry.role != "weight"]
+        self._conditions = [k for k, entry in enumerate(self.arguments) if entry.role == "condition"]
+        self._times = [k for k, entry in enumerate(self.arguments) if entry.role == "time"]
+        self.memos = {
+            part.name: Memo(installed.max_bytes, _ONE_STATE if part.name == "common" else None)
+            for part in built.parts[:-1]
+        }
         self._plans = self._gather()
+        self._constants = self._constant_inputs()
+        self.tried: set[Relation] = set()  # relations that it was built with, or could not gain from
+        self._watches = _WATCHES if installed.exploits else 0
         self._local = threading.local()
+
+    @property
+    def relations(self) -> tuple[Relation, ...]:
+        """What its Program assumes of the arguments."""
+        return self.built.program.relations
+
+    def _constant_inputs(self) -> list[int]:
+        """Positions (among all inputs) of what is kept as a condition although its argument is state."""
+        taken, weights = self.built.boundary.inputs, len(self.inputs) - len(self.built.boundary.inputs)
+        return [
+            weights + k
+            for k, entry in enumerate(self.inputs[weights:])
+            if entry.role == "condition" and self.arguments[taken[k].argument].role == "state"
+        ]
 
     def _gather(self) -> list[tuple[Callable[[list[Any]], tuple[Any, ...]], list[int]]]:
         """For each part, how to pick its arguments from the values known so far, and which arguments key its memo."""
@@ -109,11 +158,32 @@ class Variant:
         return plans
 
     @property
-    def trajectory(self) -> Trajectory:
-        """The sampling run that the calling thread is in."""
-        if not hasattr(self._local, "trajectory"):
-            self._local.trajectory = Trajectory()
-        return self._local.trajectory  # type: ignore[no-any-return]
+    def trajectories(self) -> Trajectories:
+        """The sampling runs that the calling thread is in."""
+        if not hasattr(self._local, "trajectories"):
+            self._local.trajectories = Trajectories()
+        found: Trajectories = self._local.trajectories
+        found.repeats = self.repeats
+        return found
+
+    @property
+    def watching(self) -> bool:
+        """Whether the calling thread still compares the calls of a run."""
+        return self._watches > 0
+
+    def watch(self, tensors: list[torch.Tensor]) -> tuple[Relation, ...]:
+        """What the first calls of a run have shown to hold between them; nothing as long as it is not known.
+
+        Some runs are watched, not just the first: it may have been one without guidance.
+        """
+        if getattr(self._local, "watch", None) is None:
+            self._local.watch = Watch([e.path for e in self.arguments], [e.role for e in self.arguments])
+        found: tuple[Relation, ...] | None = self._local.watch.see(tensors)
+        if found is None:
+            return ()
+        self._local.watch = None
+        self._watches -= 1
+        return found
 
     def later(self, call: Call, moves: int) -> list[Any]:
         """The leaves of a call further along the schedule: times moved a little, everything else the same."""
@@ -131,7 +201,7 @@ class Variant:
             memo.clear()
 
     def serves(self, signature: Any) -> bool:
-        if self.signature != signature:
+        if self.signature != signature or self.refuted:
             return False
         # What is left to the module is right whatever has become of the module.
         return self.lost or (self.guard.holds() and self.weights.fit())
@@ -143,10 +213,11 @@ class Variant:
 
     def run(self, call: Call) -> Any:
         """What the module would return for this call."""
-        tensors, weights = call.tensors, self.weights.read()
-        values = [*weights, *tensors]
+        weights = self.weights.read()
+        values = [*weights, *self.built.boundary.take(call.tensors)]
         if len(self._plans) > 1:
-            epoch = self.trajectory.step(
+            tensors, trajectories = call.tensors, self.trajectories
+            epoch = trajectories.step(
                 weights, [tensors[k] for k in self._conditions], [tensors[k] for k in self._times]
             )
             keys: dict[int, tuple[Any, torch.Tensor | None]] = {}
@@ -158,10 +229,23 @@ class Variant:
                 held = tuple(place for k in keyed if (place := keys[k][1]) is not None)
                 key = Key((epoch, *(keys[k][0] for k in keyed)), held)
                 values.extend(self._kept(memo, key, kernel, pick(values), weights, tensors))
+            if self._constants:
+                self._doubt([keys[k][0] for k in self._constants if k in keys])
         with torch.no_grad():
             results = self.built.kernels[-1](*self._plans[-1][0](values))
         spec = self.built.program.out_spec
         return tuple(results) if spec is None else tree_unflatten(list(results), spec)
+
+    def _doubt(self, keys: list[Any]) -> None:
+        """Give up on parts that were thought to stay the same and change in the middle of a run."""
+        before, changes = getattr(self._local, "constants", (keys, 0))
+        if self.trajectories.current.index == 0:
+            changes = 0
+        elif before != keys:
+            changes += 1
+        self._local.constants = keys, changes
+        if changes >= _PATIENCE:
+            self.refuted = f"changed {changes} times in the middle of a run"
 
     @staticmethod
     def _kept(
@@ -191,7 +275,7 @@ class Installed:
     Parameters
     ----------
     module : what is compiled; it is not changed.
-    build : makes a `Built` from a captured call; given by `graphopt.compile`.
+    builder : makes a `Built` from a captured call.
     max_bytes : bound of each memo.
     race : measure the first call of each variant against the module itself, and leave it to the module when the
         compiled call is not faster.
@@ -199,18 +283,23 @@ class Installed:
     """
 
     def __init__(
-        self, module: torch.nn.Module, name: str, build: Callable[[Call, CallTaker], Built],
-        takers: Sequence[CallTaker], *, max_bytes: int, race: bool, strict: bool,
+        self, module: torch.nn.Module, name: str, builder: Builder, takers: Sequence[CallTaker], *, max_bytes: int,
+        race: bool, strict: bool,
     ) -> None:  # fmt: skip
         self.module, self.name, self.max_bytes, self.race, self.strict = module, name, max_bytes, race, strict
         self.before = module.__dict__.get("_compiled_call_impl")  # what `graphopt.restore` brings back
-        self._build, self.takers = build, takers
+        self._builder, self.takers = builder, takers
         self.variants: list[Variant] = []
         self.failures: dict[Any, tuple[ModuleGuard, str]] = {}
         self.asides: Counter[str] = Counter()
         self.calls = 0
         self._unstable: Counter[Any] = Counter()
         self._lock = threading.RLock()
+
+    @property
+    def exploits(self) -> tuple[type, ...]:
+        """The kinds of relations between calls that the passes can use."""
+        return self._builder.exploits
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Exactly what ``module(*args, **kwargs)`` returns without graphopt, up to the accuracy of the passes."""
@@ -226,6 +315,8 @@ class Installed:
         if isinstance(found, str):
             return self._aside(found, args, kwargs)
         variant, call = found
+        if variant.watching or not variant.checked:
+            variant = self._look(variant, call)
         if not variant.checked:
             return self._first(variant, call, args, kwargs)
         if variant.wrong:
@@ -270,8 +361,10 @@ class Installed:
                 calls.append(taker.take(args, kwargs))
             for variant in self.variants:
                 if variant.serves((calls[-1].signature, state)):
-                    variant.used = self.calls
-                    return variant, calls[-1]
+                    if variant.built.boundary.fits(calls[-1].tensors):
+                        variant.used = self.calls
+                        return variant, calls[-1]
+                    variant.unequal += 1
             if calls[0].numbers == 0:
                 break  # all takers take such a call alike
         return self._capture(calls, state)
@@ -283,7 +376,7 @@ class Installed:
                 return failed[1]
             for call in calls:  # another thread may have been faster
                 for variant in self.variants:
-                    if variant.serves((call.signature, state)):
+                    if variant.serves((call.signature, state)) and variant.built.boundary.fits(call.tensors):
                         return variant, call
             reason = interference(self.module)
             if reason:
@@ -298,7 +391,7 @@ class Installed:
                         return "other threads run modules while this call would have to be captured"
                     _capturing.active = True
                     try:
-                        built = self._build(call, taker)
+                        built = self._built(call, taker)
                     except CaptureError as caught:
                         error = error or caught
                         continue
@@ -312,11 +405,8 @@ class Installed:
                         continue
                     finally:
                         _capturing.active = False
-                variant = Variant(self, call, built, time.perf_counter() - start)
-                if len(self.variants) >= _MAX_VARIANTS:
-                    oldest = min(self.variants, key=lambda known: known.used)
-                    self.variants = [known for known in self.variants if known is not oldest]
-                self.variants = [*self.variants, variant]
+                variant = Variant(self, (call.signature, call_state()), built, time.perf_counter() - start)
+                self._add(variant)
                 return variant, call
             assert error is not None
             if self.strict:
@@ -324,6 +414,48 @@ class Installed:
             self.failures[calls[0].signature, state] = (ModuleGuard(self.module), error.what)
             warnings.warn(f"graphopt: {self.name} runs uncompiled: {error}", RuntimeWarning, stacklevel=5)
             return error.what
+
+    def _built(self, call: Call, taker: CallTaker) -> Built:
+        """A call captured and built, with the relations that can be seen in it alone."""
+        captured = self._builder.capture(call, taker)
+        relations: tuple[Relation, ...] = ()
+        if Repeated in self.exploits:
+            given = [entry for entry in captured.inputs if entry.role != "weight"]
+            relations = repeated(call.tensors, [entry.path for entry in given], [entry.role for entry in given])
+        return self._builder.build(captured, relations)
+
+    def _add(self, variant: Variant) -> None:
+        """Serve calls with this variant from now on, in front of those that assume less."""
+        if len(self.variants) >= _MAX_VARIANTS:
+            oldest = min(self.variants, key=lambda known: known.used)
+            self.variants = [known for known in self.variants if known is not oldest]
+        self.variants = [variant, *self.variants]
+
+    def _look(self, variant: Variant, call: Call) -> Variant:
+        """The variant to serve a call with: one that assumes more, where the calls so far have shown more."""
+        new = [entry for entry in variant.watch(call.tensors) if type(entry) in self.exploits]
+        new = [entry for entry in new if entry not in variant.relations and entry not in variant.tried]
+        if not new or variant.lost:
+            return variant
+        variant.tried.update(new)
+        with self._lock:
+            start = time.perf_counter()
+            try:
+                built = self._builder.build(variant.built.captured, (*variant.relations, *new))
+            except Exception as error:
+                if self.strict:
+                    raise
+                variant.built.notes.append(
+                    f"building with what calls share raised {type(error).__name__}: {_first_line(error)}"
+                )
+                return variant
+            variant.built.unused = tuple(dict.fromkeys((*variant.built.unused, *built.unused)))
+            if {*built.program.relations} <= {*variant.relations}:
+                return variant
+            better = Variant(self, variant.signature, built, time.perf_counter() - start)
+            better.tried, better.repeats = set(variant.tried), variant.repeats
+            self._add(better)
+        return better if better.built.boundary.fits(call.tensors) else variant
 
     def _first(self, variant: Variant, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The first call of a variant; other threads wait for it."""
@@ -351,8 +483,17 @@ class Installed:
                     if not variant.race.won:
                         variant.forget()
                 variant.checked = True
+                self._weigh(variant)
         _set_random_state(call, after)  # as if the module had run once
         return result
+
+    def _weigh(self, variant: Variant) -> None:
+        """Drop a variant that assumes more than another and is lost where the other is not."""
+        others = [known for known in self.variants if known.signature == variant.signature and not known.lost]
+        if variant.lost and others:
+            self.variants = [known for known in self.variants if known is not variant]
+            others[0].built.unused = tuple(dict.fromkeys((*others[0].built.unused, *variant.relations)))
+            others[0].built.notes.append(f"assuming that {_listed(variant.relations)} did not pay")
 
     def _checked(self, variant: Variant, call: Call, expected: Any) -> Any:
         """The compiled result, or what was expected when that cannot be right."""
@@ -369,6 +510,10 @@ class Installed:
         if reason:
             self._reject(variant, reason)
         return expected if reason else result
+
+
+def _listed(relations: Sequence[Relation]) -> str:
+    return ", ".join(map(str, relations))
 
 
 def _is_tensor(value: Any) -> bool:

@@ -73,13 +73,14 @@ class _Entry:
 
 
 class Memo:
-    """Least-recently-used values by `Key`, bounded in bytes; the newest entry is kept whatever its size.
+    """Least-recently-used values by `Key`, bounded in bytes and in entries; the newest is kept whatever its size.
 
     Safe to use from several threads. Counts hits and misses.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes, self.bytes, self.hits, self.misses = max_bytes, 0, 0, 0
+    def __init__(self, max_bytes: int, max_entries: int | None = None) -> None:
+        self.max_bytes, self.max_entries = max_bytes, max_entries
+        self.bytes, self.hits, self.misses = 0, 0, 0
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -110,7 +111,7 @@ class Memo:
             self._drop(key.parts)
             self._entries[key.parts] = _Entry(key, values, size, views)
             self.bytes += size
-            while self.bytes > self.max_bytes and len(self._entries) > 1:
+            while len(self._entries) > 1 and self._full():
                 self._drop(next(iter(self._entries)))
 
     def clear(self) -> None:
@@ -118,6 +119,9 @@ class Memo:
         with self._lock:
             self._entries.clear()
             self.bytes = 0
+
+    def _full(self) -> bool:
+        return self.bytes > self.max_bytes or len(self._entries) > (self.max_entries or len(self._entries))
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -23,7 +22,6 @@ _kind_of: list[Callable[[torch.Tensor], Any]] = [
 _version_of = attrgetter("_version")
 _cdata_of = attrgetter("cdata")
 _HEAD_BYTES = 64
-_MOST_TIMES = 64  # elements of a time input that are compared by value
 
 
 class Weights:
@@ -71,7 +69,7 @@ class Weights:
             return None
 
     @staticmethod
-    def epoch(tensors: Sequence[torch.Tensor]) -> bytes:
+    def contents(tensors: Sequence[torch.Tensor]) -> bytes:
         """A digest of all contents: changed by every write, those behind torch's back included."""
         total = xxhash.xxh3_128()
         elsewhere = []
@@ -90,47 +88,31 @@ def _kinds(tensors: Sequence[torch.Tensor]) -> list[list[Any]]:
     return [list(map(read, tensors)) for read in _kind_of]
 
 
-class Trajectory:
-    """One sampling run as a thread sees it, as far as the weights are concerned.
+class Epoch:
+    """The digest of all weights, taken again when asked for, and whenever a weight may have been written to.
 
-    The contents of all weights are digested at the start of a trajectory; between its steps their memory, addresses and
-    versions are compared, and on the CPU their first bytes, so that a weight that is rewritten behind torch's back
-    (``.data``, ``.numpy()``: how adapters are merged) is seen at once. (A write behind torch's back that leaves the
-    first bytes of a weight as they are is seen from the next run on.) A call continues the trajectory when it passes
-    the very same condition objects as the call before (or, where a model has no conditions, times from the same
-    schedule tensor) and its time is further along in the direction that the times went so far; anything else starts a
-    new one.
+    Between digests the memory, addresses and versions of the weights are compared, and on the CPU their first bytes, so
+    that a weight that is rewritten behind torch's back (``.data``, ``.numpy()``: how adapters are merged) is seen at
+    once. A write behind torch's back that leaves the first bytes of a weight as they are is seen by the next digest.
     """
 
     def __init__(self) -> None:
-        self._conditions: list[weakref.ref[torch.Tensor]] = []
-        self._schedule: list[torch.Tensor] = []  # views held, so that no other schedule can come to lie there
-        self._times: list[list[float]] | None = None
-        self._places: set[bytes] = set()
-        self._falling: bool | None = None
+        self._contents: bytes | None = None
         self._versions: tuple[list[int], list[int]] | None = None
         self._storages: list[StorageWeakRef] = []
         self._heads: list[memoryview] = []
         self._head = b""
-        self.epoch: bytes | None = None
-        self.started = 0
 
-    def step(self, weights: Sequence[torch.Tensor], conditions: list[torch.Tensor], times: list[torch.Tensor]) -> bytes:
-        """The epoch of the weights for this call."""
-        moves = self._further(times)
-        continues = self.epoch is not None and moves and self._same_run(conditions, times)
-        if not continues:
-            self.epoch = None
-            self._falling, self._places, self.started = None, set(map(_place, times)), self.started + 1
-            self._conditions, self._schedule = [weakref.ref(tensor) for tensor in conditions], list(times)
-        if self.epoch is None or not self._untouched(weights):
-            self.epoch = None  # a digest that is interrupted must not leave the old epoch behind
+    def of(self, weights: Sequence[torch.Tensor], *, fresh: bool) -> bytes:
+        """The digest of these weights; `fresh`: whatever is known, take it now."""
+        if fresh or self._contents is None or not self._untouched(weights):
+            self._contents = None  # a digest that is interrupted must not leave the old one behind
             self._versions = Weights.versions(weights)
             self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in weights]
             self._heads = [_head(weight) for weight in weights if weight.device.type == "cpu"]
             self._head = b"".join(self._heads)
-            self.epoch = Weights.epoch(weights)
-        return self.epoch
+            self._contents = Weights.contents(weights)
+        return self._contents
 
     def _untouched(self, weights: Sequence[torch.Tensor]) -> bool:
         """Whether torch knows of no write since the last digest, and no other memory came to lie at an old address."""
@@ -140,33 +122,6 @@ class Trajectory:
             return False
         return b"".join(self._heads) == self._head
 
-    def _further(self, times: list[torch.Tensor]) -> bool:
-        """Whether the times moved on, in the direction of the moves before; remembers them."""
-        if not times or any(time.device.type != "cpu" or time.numel() > _MOST_TIMES for time in times):
-            # Reading a time would stop the device: a place in memory that this trajectory has not seen yet.
-            self._times, places = None, list(map(_place, times))
-            new = bool(places) and not self._places.issuperset(places)
-            self._places.update(places)
-            return new
-        before, self._times = self._times, [time.reshape(-1).tolist() for time in times]
-        if before is None or list(map(len, before)) != list(map(len, self._times)):
-            return False
-        pairs = [pair for old, new in zip(before, self._times, strict=True) for pair in zip(old, new, strict=True)]
-        falls, rises = all(new <= old for old, new in pairs), all(new >= old for old, new in pairs)
-        if falls == rises or (self._falling is not None and falls != self._falling):
-            return False  # no move, a mixed one, or a turn
-        self._falling = falls
-        return True
-
-    def _same_run(self, conditions: list[torch.Tensor], times: list[torch.Tensor]) -> bool:
-        if conditions:
-            return len(conditions) == len(self._conditions) and all(
-                new is old() for new, old in zip(conditions, self._conditions, strict=True)
-            )
-        return bool(times) and all(
-            _schedule(new) == _schedule(old) != 0 for new, old in zip(times, self._schedule, strict=True)
-        )
-
 
 def _head(weight: torch.Tensor) -> memoryview:
     """The first bytes of a weight, as they are whenever this is read, for as long as its memory lives."""
@@ -175,13 +130,3 @@ def _head(weight: torch.Tensor) -> memoryview:
     data = torch.empty(0, dtype=torch.uint8).set_(storage, start, (size,), (1,)).numpy().data
     assert isinstance(data, memoryview)
     return data
-
-
-def _place(time: torch.Tensor) -> bytes:
-    return str((time.data_ptr(), time.shape, 0 if time.is_inference() else time._version)).encode()
-
-
-def _schedule(time: torch.Tensor) -> int:
-    """The address of the table a timestep is an entry of; 0 for a tensor of its own."""
-    storage = time.untyped_storage()
-    return storage.data_ptr() if storage.nbytes() > time.element_size() else 0

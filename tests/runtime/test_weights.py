@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from graphopt.ir.program import Input
-from graphopt.runtime.weights import Trajectory, Weights
+from graphopt.runtime.trajectory import Trajectories
+from graphopt.runtime.weights import Weights
 
 
 def _linear() -> tuple[torch.nn.Linear, Weights]:
@@ -21,13 +22,13 @@ def _times(*values: float) -> list[torch.Tensor]:
     return [torch.tensor(value) for value in values]
 
 
-def _run(trajectory: Trajectory, weights: Weights, condition: torch.Tensor, *times: float) -> list[bytes]:
+def _run(trajectory: Trajectories, weights: Weights, condition: torch.Tensor, *times: float) -> list[bytes]:
     return [trajectory.step(weights.read(), [condition], [time]) for time in _times(*times)]
 
 
 def test_one_run_is_one_trajectory() -> None:
     _, weights = _linear()
-    trajectory, condition = Trajectory(), torch.ones(2)
+    trajectory, condition = Trajectories(), torch.ones(2)
     assert len(set(_run(trajectory, weights, condition, 9, 6, 3))) == 1
     assert trajectory.started == 1
 
@@ -35,14 +36,14 @@ def test_one_run_is_one_trajectory() -> None:
 def test_a_step_back_or_a_repeated_time_starts_another() -> None:
     _, weights = _linear()
     for times, started in (((9, 6, 7), 2), ((9, 9), 2), ((1, 2, 3), 1), ((1, 2, 2, 3), 2), ((3, 6, 5, 4), 2)):
-        trajectory = Trajectory()
+        trajectory = Trajectories()
         _run(trajectory, weights, torch.ones(2), *times)
         assert trajectory.started == started, times
 
 
 def test_another_condition_object_starts_another() -> None:
     _, weights = _linear()
-    trajectory = Trajectory()
+    trajectory = Trajectories()
     _run(trajectory, weights, torch.ones(2), 9, 6)
     _run(trajectory, weights, torch.ones(2), 3)
     assert trajectory.started == 2
@@ -50,7 +51,7 @@ def test_another_condition_object_starts_another() -> None:
 
 def test_schedules_without_conditions() -> None:
     _, weights = _linear()
-    trajectory, schedule = Trajectory(), torch.tensor([9, 6, 3])
+    trajectory, schedule = Trajectories(), torch.tensor([9, 6, 3])
     for time in schedule:
         trajectory.step(weights.read(), [], [time])
     assert trajectory.started == 1
@@ -61,7 +62,7 @@ def test_schedules_without_conditions() -> None:
 
 def test_hidden_writes_are_seen_by_the_next_run() -> None:
     module, weights = _linear()
-    trajectory, condition = Trajectory(), torch.ones(2)
+    trajectory, condition = Trajectories(), torch.ones(2)
     epochs = []
     for edit in (
         lambda: None,
@@ -77,7 +78,7 @@ def test_hidden_writes_are_seen_by_the_next_run() -> None:
 
 def test_known_writes_are_seen_in_the_middle_of_a_run() -> None:
     module, weights = _linear()
-    trajectory, condition = Trajectory(), torch.ones(2)
+    trajectory, condition = Trajectories(), torch.ones(2)
     epochs = _run(trajectory, weights, condition, 9)
     module.weight.mul_(2)
     epochs += _run(trajectory, weights, condition, 8)
@@ -95,7 +96,7 @@ def test_known_writes_are_seen_in_the_middle_of_a_run() -> None:
 def test_weights_made_in_inference_mode_have_no_versions() -> None:
     with torch.inference_mode():
         module, weights = _linear()
-        trajectory, condition = Trajectory(), torch.ones(2)
+        trajectory, condition = Trajectories(), torch.ones(2)
         epochs = _run(trajectory, weights, condition, 9)
         module.weight.mul_(2)
         epochs += _run(trajectory, weights, condition, 8)
@@ -122,13 +123,13 @@ def test_an_interrupted_digest_is_taken_again(monkeypatch: pytest.MonkeyPatch) -
         raise KeyboardInterrupt
 
     module, weights = _linear()
-    trajectory, condition = Trajectory(), torch.ones(2)
+    trajectory, condition = Trajectories(), torch.ones(2)
     epochs = _run(trajectory, weights, condition, 9, 8)
     writes: list[Callable[[], object]] = [lambda: module.weight.data.add_(1), lambda: module.weight.mul_(2)]
     for write, time in zip(writes, (9, 8), strict=True):
         write()
         with monkeypatch.context() as patched:
-            patched.setattr(Weights, "epoch", staticmethod(interrupted))
+            patched.setattr(Weights, "contents", staticmethod(interrupted))
             with pytest.raises(KeyboardInterrupt):
                 _run(trajectory, weights, condition, time)
         epochs += _run(trajectory, weights, condition, time - 0.5)
@@ -138,7 +139,7 @@ def test_an_interrupted_digest_is_taken_again(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_weight_rewritten_behind_torch_between_two_steps() -> None:
     weight, condition, schedule = torch.randn(5, 7), torch.ones(1), torch.tensor([9.0, 8.0, 7.0, 6.0])
-    run = Trajectory()
+    run = Trajectories()
     first = run.step([weight], [condition], [schedule[0]])
     assert run.step([weight], [condition], [schedule[1]]) == first
     weight.data.add_(1)

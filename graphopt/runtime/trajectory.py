@@ -1,0 +1,132 @@
+"""Trajectories: which sampling run a call belongs to, and where in it.
+
+Whatever is kept from call to call without being keyed by contents belongs to a trajectory: one thread, one branch (a
+request's conditions), one shape (a variant serves one), and calls whose times move on in one direction. Anything else,
+be it a step back, an unknown time or another run in between, starts anew.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+
+from graphopt.runtime.weights import Epoch
+
+_MOST_TIMES = 64  # elements of a time input that are compared by value
+_MOST_BRANCHES = 8  # runs of one thread at a time: guidance branches called one after the other, prompts in turn
+
+
+class Trajectory:
+    """One sampling run as a thread sees it.
+
+    A call continues the trajectory when it passes the very same condition objects as the call before (or, where a model
+    has no conditions, times from the same schedule tensor), and its time is further along in the direction that the
+    times went so far. Solvers that evaluate the model more than once per timestep repeat a time: up to `repeats` times
+    in a row that is no step back.
+
+    Attributes
+    ----------
+    index : calls of this trajectory before the last one.
+    started : how many trajectories began here so far.
+    """
+
+    def __init__(self) -> None:
+        self.index = 0
+        self.started = 0
+        self._repeated = 0
+        self._conditions: list[weakref.ref[torch.Tensor]] = []
+        self._schedule: list[torch.Tensor] = []  # views held, so that no other schedule can come to lie there
+        self._times: list[list[float]] | None = None
+        self._places: set[bytes] = set()
+        self._falling: bool | None = None
+
+    def enter(self, conditions: Sequence[torch.Tensor], times: Sequence[torch.Tensor], repeats: int = 0) -> bool:
+        """Whether a call continues the trajectory; otherwise it begins a new one."""
+        moves = self._further(times, repeats)
+        if self.started and moves and self._same_run(conditions, times):
+            self.index += 1
+            return True
+        self.index, self._repeated, self.started = 0, 0, self.started + 1
+        self._falling, self._places = None, set(map(_place, times))
+        self._conditions, self._schedule = [weakref.ref(tensor) for tensor in conditions], list(times)
+        return False
+
+    def _same_run(self, conditions: Sequence[torch.Tensor], times: Sequence[torch.Tensor]) -> bool:
+        if conditions:
+            return len(conditions) == len(self._conditions) and all(
+                new is old() for new, old in zip(conditions, self._conditions, strict=True)
+            )
+        return bool(times) and all(
+            _schedule(new) == _schedule(old) != 0 for new, old in zip(times, self._schedule, strict=True)
+        )
+
+    def _further(self, times: Sequence[torch.Tensor], repeats: int) -> bool:
+        """Whether the times moved on, in the direction of the moves before; remembers them."""
+        if not times or any(time.device.type != "cpu" or time.numel() > _MOST_TIMES for time in times):
+            # Reading a time would stop the device: a place in memory that this trajectory has not seen yet.
+            self._times, places = None, list(map(_place, times))
+            new = bool(places) and not self._places.issuperset(places)
+            self._places.update(places)
+            return new
+        before, self._times = self._times, [time.reshape(-1).tolist() for time in times]
+        if before is None or list(map(len, before)) != list(map(len, self._times)):
+            return False
+        pairs = [pair for old, new in zip(before, self._times, strict=True) for pair in zip(old, new, strict=True)]
+        falls, rises = all(new <= old for old, new in pairs), all(new >= old for old, new in pairs)
+        if falls and rises and self._repeated < repeats:
+            self._repeated += 1
+            return True
+        if falls == rises or (self._falling is not None and falls != self._falling):
+            return False  # no move, a mixed one, or a turn
+        self._falling, self._repeated = falls, 0
+        return True
+
+
+class Trajectories:
+    """The trajectories of one thread in one variant, one per branch, the least recently used forgotten.
+
+    Guidance branches that are called one after the other, and prompts sampled in turn, each go on where they were.
+
+    Attributes
+    ----------
+    repeats : how often in a row a solver is known to repeat a time.
+    current : the trajectory of the last call.
+    """
+
+    def __init__(self) -> None:
+        self.repeats = 0
+        self.current = Trajectory()
+        self._forgotten = 0
+        self._epoch = Epoch()
+        self._known: OrderedDict[tuple[int, ...], Trajectory] = OrderedDict()
+
+    def step(
+        self, weights: Sequence[torch.Tensor], conditions: Sequence[torch.Tensor], times: Sequence[torch.Tensor]
+    ) -> bytes:
+        """Enter a call; the epoch of the weights for it, digested anew where a trajectory begins."""
+        branch = tuple(map(id, conditions))  # an id may be given again: the trajectory compares the objects
+        found = self._known.pop(branch, None)
+        if found is None:
+            if len(self._known) >= _MOST_BRANCHES:
+                self._forgotten += self._known.popitem(last=False)[1].started
+            found = Trajectory()
+        self._known[branch] = self.current = found
+        return self._epoch.of(weights, fresh=not found.enter(conditions, times, self.repeats))
+
+    @property
+    def started(self) -> int:
+        """How many trajectories began so far."""
+        return self._forgotten + sum(entry.started for entry in self._known.values())
+
+
+def _place(time: torch.Tensor) -> bytes:
+    return str((time.data_ptr(), time.shape, 0 if time.is_inference() else time._version)).encode()
+
+
+def _schedule(time: torch.Tensor) -> int:
+    """The address of the table a timestep is an entry of; 0 for a tensor of its own."""
+    storage = time.untyped_storage()
+    return storage.data_ptr() if storage.nbytes() > time.element_size() else 0
