@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from graphopt import pipelines, plugins
 from graphopt.capture.calls import Call, CallTaker
 from graphopt.capture.export import capture
+from graphopt.capture.loop import record
 from graphopt.capture.roles import NUMBERS_AS_TENSORS, check_roles, explicit, observe, roles_by_name
 from graphopt.debug.statistics import Statistics
 from graphopt.errors import TargetError, UsageError, nearest
@@ -24,9 +25,11 @@ from graphopt.ir.stages import Part, split
 from graphopt.ir.verify import example_value
 from graphopt.runtime.installed import Built, Installed
 from graphopt.runtime.report import Report, report_of
+from graphopt.runtime.sampler import ProgressWatch, Sampler, modules_of, recorded_run, roles_of
 from graphopt.targets import TARGETS, Kernel, Target
 
 T = TypeVar("T")
+Example: TypeAlias = tuple[str, torch.nn.Module, tuple[Any, ...], dict[str, Any]]  # a module and arguments for it
 # Components of a diffusers pipeline that are called once or more per step, in the order of the report.
 _DENOISERS = ("unet", "unet_2", "transformer", "transformer_2", "transformer_3", "controlnet", "prior", "decoder")
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
@@ -42,10 +45,12 @@ def compile(
     Parameters
     ----------
     x : a diffusers pipeline (its denoisers, ControlNets, VAE decoder and text encoders are compiled), an
-        ``nn.Module``, or a ``torch.export.ExportedProgram`` (its module is compiled and returned).
+        ``nn.Module``, a ``torch.export.ExportedProgram`` (its module is compiled and returned), or a sampling function
+        of your own: any callable, whose modules are found by recording one run of it with `inputs`.
     inputs : example calls, to compile now instead of at the first call. For a pipeline: a dict of call arguments. For
-        a module: a tuple or dict of arguments; or recorded requests (a list of at least two lists of at least three
-        such calls each) from which the roles of an unknown module's arguments are observed.
+        a sampling function, which needs them, or a module: a tuple or dict of arguments. For a module also recorded
+        requests (a list of at least two lists of at least three such calls each) from which the roles of an unknown
+        module's arguments are observed; in a recorded run they follow from where values come from.
     roles : role by argument name (``condition``, ``time`` or ``state``), over what is known or observed.
     target : ``auto`` (the eager target, kept only where measured faster than the module itself on the first call),
         ``eager``, ``inductor``, or a `Target`.
@@ -56,7 +61,7 @@ def compile(
 
     Returns
     -------
-    The same object (for an exported program: its module). Undo with `graphopt.restore`; see what was done with
+    The same object (for an exported program its module, for a function one that runs it). Undo with `graphopt.restore`; see what was done with
     `graphopt.report`. When compiling raises, everything is as it was before.
 
     Raises
@@ -73,27 +78,65 @@ def compile(
             raise UsageError(f"{observer!r} is not a graphopt.Observer", where="observers")
     if max_bytes < 0:
         raise UsageError(f"max_bytes is {max_bytes}", hint="bytes that kept results may take: 0 or more")
-    found = list(_modules(x))
+    sampler, examples = _recorded(x, inputs)
+    found = [(name, module) for name, module, _, _ in examples] if sampler else list(_modules(x))
     _check_inputs(x, inputs)
     takers = [(CallTaker(m.forward, NUMBERS_AS_TENSORS), CallTaker(m.forward)) for _, m in found]
     check_roles(roles or {}, [with_numbers.parameters for with_numbers, _ in takers])
     installed = []
     for (name, module), pair in zip(found, takers, strict=True):
-        known = None if _is_pipeline(x) else _observed(inputs, pair[0])
+        known = roles_of(sampler.loop, name) if sampler else None if _is_pipeline(x) else _observed(inputs, pair[0])
         builder = _Builder(module, name, known, roles or {}, passes, chosen, strict, observers)
         installed.append(Installed(module, name, builder, pair, max_bytes=max_bytes, race=race, strict=strict))
     try:
         for entry in installed:
             entry.module._compiled_call_impl = entry
-        _warm_up(x, inputs)
+        if sampler:
+            sampler.installed = installed
+            for entry in installed:
+                entry.loop = sampler.loop
+        if _is_pipeline(x):
+            watched = x.__dict__.get("progress_bar")
+            inner = watched.inner if isinstance(watched, ProgressWatch) else x.progress_bar
+            x.progress_bar = ProgressWatch(x, inner, installed)
+        _warm_up(x, inputs, installed, examples)
     except BaseException:
         for entry in installed:
             _put_back(entry.module, entry.before)
+        if _is_pipeline(x):
+            _put_bar_back(x, watched)
         raise
     for entry in installed:  # an earlier compilation has had its day
         if isinstance(entry.before, Installed):
             entry.before = entry.before.before
-    return x
+    return sampler or x  # type: ignore[return-value]
+
+
+def _recorded(x: Any, inputs: Any) -> tuple[Sampler | None, list[Example]]:
+    """One recorded run of a sampling function, and each module that it called with its first arguments."""
+    if isinstance(x, torch.nn.Module | type) or _is_pipeline(x) or not callable(x):
+        return None, []
+    function = x.function if isinstance(x, Sampler) else x
+    what = getattr(function, "__name__", type(function).__name__)
+    if inputs is None:
+        hint = "graphopt.compile(sample, inputs=(...)): arguments for one run, which is recorded"
+        raise UsageError(f"the sampling function {what} needs example arguments", where="inputs", hint=hint)
+    args, kwargs = _arguments(inputs)
+    with torch.random.fork_rng(), torch.no_grad(), record() as recording:
+        function(*args, **kwargs)
+    sampler = Sampler(function, recording.program(what))
+    found = [(name, module, *recording.examples[name]) for name, module in modules_of(recording)]
+    if not found:
+        hint = "it must call an nn.Module with weights in the thread that calls it"
+        raise UsageError(f"{what} called no module that could be compiled", where="one run with inputs", hint=hint)
+    return sampler, found
+
+
+def _put_bar_back(pipe: Any, bar: Any) -> None:
+    if bar is None:
+        pipe.__dict__.pop("progress_bar", None)
+    else:
+        pipe.progress_bar = bar
 
 
 def _put_back(module: torch.nn.Module, call: Any) -> None:
@@ -165,6 +208,9 @@ def restore(x: Any) -> None:
     for _, module in _modules(x):
         if isinstance(module._compiled_call_impl, Installed):
             _put_back(module, module._compiled_call_impl.before)
+    if isinstance(watch := getattr(x, "__dict__", {}).get("progress_bar"), ProgressWatch):
+        own = getattr(watch.inner, "__func__", None) is type(x).progress_bar
+        _put_bar_back(x, None if own else watch.inner)
 
 
 def report(x: Any) -> Report:
@@ -189,10 +235,13 @@ def _modules(x: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     if isinstance(x, torch.nn.Module):
         yield type(x).__name__, x
         return
+    if isinstance(x, Sampler):
+        yield from ((entry.name, entry.module) for entry in x.installed)
+        return
     if not _is_pipeline(x):
         raise UsageError(
             f"cannot compile a {type(x).__name__}",
-            hint="give a diffusers pipeline, an nn.Module or a torch.export.ExportedProgram",
+            hint="give a diffusers pipeline, an nn.Module, a torch.export.ExportedProgram or a sampling function",
         )
     components = x.components
     for name in (*_DENOISERS, *_ENCODERS):
@@ -295,7 +344,7 @@ def _arguments(call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _check_inputs(x: Any, inputs: Any) -> None:
-    if inputs is None:
+    if inputs is None or (not isinstance(x, torch.nn.Module) and not _is_pipeline(x)):
         return
     if _is_pipeline(x):
         if not isinstance(inputs, Mapping):
@@ -311,19 +360,17 @@ def _check_inputs(x: Any, inputs: Any) -> None:
             raise UsageError(what, where="inputs") from None
 
 
-def _warm_up(x: Any, inputs: Any) -> None:
+def _warm_up(x: Any, inputs: Any, installed: Sequence[Installed], examples: Sequence[Example]) -> None:
     """Compile now, by running the example call; random numbers go on as if it had not run."""
     if inputs is None:
         return
-    with torch.random.fork_rng():
-        _run_example(x, inputs)
-
-
-def _run_example(x: Any, inputs: Any) -> None:
-    if _is_pipeline(x):
-        with torch.no_grad():
-            x(**inputs)
-        return
-    args, kwargs = _arguments(inputs[0][0] if _is_recording(inputs) else inputs)
-    with torch.no_grad():
-        x(*args, **kwargs)
+    with torch.random.fork_rng(), torch.no_grad():
+        if examples:
+            for _, module, args, kwargs in examples:
+                module(*args, **kwargs)
+        elif _is_pipeline(x):
+            with recorded_run(installed, type(x).__name__):
+                x(**inputs)
+        else:
+            args, kwargs = _arguments(inputs[0][0] if _is_recording(inputs) else inputs)
+            x(*args, **kwargs)

@@ -24,6 +24,7 @@ from graphopt.capture.guards import ModuleGuard, call_state, interference, outsi
 from graphopt.capture.relations import Watch, repeated
 from graphopt.debug.statistics import PassRecord
 from graphopt.errors import CaptureError, UsageError, VerificationError
+from graphopt.ir.loop import LoopProgram
 from graphopt.ir.program import Input, Program
 from graphopt.ir.relations import Boundary, Relation, Repeated
 from graphopt.ir.stages import Part
@@ -112,7 +113,6 @@ class Variant:
         self.wrong: str | None = None  # why the compiled result was rejected, when it was
         self.refuted: str | None = None  # why its relations are not relied on any more
         self.unequal = 0  # calls whose arguments did not consist of the parts it takes
-        self.repeats = 0  # how often in a row the solver repeats a time
         program = built.program
         self.inputs = program.inputs
         self.weights = Weights(installed.module, [i for i in program.inputs if i.role == "weight"], program.constants)
@@ -162,9 +162,7 @@ class Variant:
         """The sampling runs that the calling thread is in."""
         if not hasattr(self._local, "trajectories"):
             self._local.trajectories = Trajectories()
-        found: Trajectories = self._local.trajectories
-        found.repeats = self.repeats
-        return found
+        return self._local.trajectories  # type: ignore[no-any-return]
 
     @property
     def watching(self) -> bool:
@@ -293,6 +291,7 @@ class Installed:
         self.failures: dict[Any, tuple[ModuleGuard, str]] = {}
         self.asides: Counter[str] = Counter()
         self.calls = 0
+        self.loop: LoopProgram | None = None  # a trajectory that called the module, recorded
         self._unstable: Counter[Any] = Counter()
         self._lock = threading.RLock()
 
@@ -453,7 +452,7 @@ class Installed:
             if {*built.program.relations} <= {*variant.relations}:
                 return variant
             better = Variant(self, variant.signature, built, time.perf_counter() - start)
-            better.tried, better.repeats = set(variant.tried), variant.repeats
+            better.tried = set(variant.tried)
             self._add(better)
         return better if better.built.boundary.fits(call.tensors) else variant
 

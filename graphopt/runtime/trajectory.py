@@ -7,9 +7,12 @@ be it a step back, an unknown time or another run in between, starts anew.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -19,13 +22,27 @@ _MOST_TIMES = 64  # elements of a time input that are compared by value
 _MOST_BRANCHES = 8  # runs of one thread at a time: guidance branches called one after the other, prompts in turn
 
 
+_here = threading.local()
+_runs = itertools.count(1)
+
+
+@contextlib.contextmanager
+def run() -> Iterator[None]:
+    """One run of a sampler in the calling thread: what is called in here belongs to no other run."""
+    before = getattr(_here, "run", None)
+    _here.run = next(_runs)
+    try:
+        yield
+    finally:
+        _here.run = before
+
+
 class Trajectory:
     """One sampling run as a thread sees it.
 
     A call continues the trajectory when it passes the very same condition objects as the call before (or, where a model
     has no conditions, times from the same schedule tensor), and its time is further along in the direction that the
-    times went so far. Solvers that evaluate the model more than once per timestep repeat a time: up to `repeats` times
-    in a row that is no step back.
+    times went so far. Inside one `run` a time may also be repeated, as solvers of higher order do.
 
     Attributes
     ----------
@@ -36,25 +53,26 @@ class Trajectory:
     def __init__(self) -> None:
         self.index = 0
         self.started = 0
-        self._repeated = 0
+        self._run: int | None = None
         self._conditions: list[weakref.ref[torch.Tensor]] = []
         self._schedule: list[torch.Tensor] = []  # views held, so that no other schedule can come to lie there
         self._times: list[list[float]] | None = None
         self._places: set[bytes] = set()
         self._falling: bool | None = None
 
-    def enter(self, conditions: Sequence[torch.Tensor], times: Sequence[torch.Tensor], repeats: int = 0) -> bool:
+    def enter(self, conditions: Sequence[torch.Tensor], times: Sequence[torch.Tensor]) -> bool:
         """Whether a call continues the trajectory; otherwise it begins a new one."""
-        moves = self._further(times, repeats)
-        if self.started and moves and self._same_run(conditions, times):
+        here = getattr(_here, "run", None)
+        moves = self._further(times, stays=here is not None and here == self._run)
+        if self.started and moves and self._same_objects(conditions, times):
             self.index += 1
             return True
-        self.index, self._repeated, self.started = 0, 0, self.started + 1
+        self.index, self.started, self._run = 0, self.started + 1, here
         self._falling, self._places = None, set(map(_place, times))
         self._conditions, self._schedule = [weakref.ref(tensor) for tensor in conditions], list(times)
         return False
 
-    def _same_run(self, conditions: Sequence[torch.Tensor], times: Sequence[torch.Tensor]) -> bool:
+    def _same_objects(self, conditions: Sequence[torch.Tensor], times: Sequence[torch.Tensor]) -> bool:
         if conditions:
             return len(conditions) == len(self._conditions) and all(
                 new is old() for new, old in zip(conditions, self._conditions, strict=True)
@@ -63,8 +81,8 @@ class Trajectory:
             _schedule(new) == _schedule(old) != 0 for new, old in zip(times, self._schedule, strict=True)
         )
 
-    def _further(self, times: Sequence[torch.Tensor], repeats: int) -> bool:
-        """Whether the times moved on, in the direction of the moves before; remembers them."""
+    def _further(self, times: Sequence[torch.Tensor], *, stays: bool) -> bool:
+        """Whether the times moved on, in the direction of the moves before, or stay where they may; remembers them."""
         if not times or any(time.device.type != "cpu" or time.numel() > _MOST_TIMES for time in times):
             # Reading a time would stop the device: a place in memory that this trajectory has not seen yet.
             self._times, places = None, list(map(_place, times))
@@ -76,12 +94,11 @@ class Trajectory:
             return False
         pairs = [pair for old, new in zip(before, self._times, strict=True) for pair in zip(old, new, strict=True)]
         falls, rises = all(new <= old for old, new in pairs), all(new >= old for old, new in pairs)
-        if falls and rises and self._repeated < repeats:
-            self._repeated += 1
+        if falls and rises and stays:
             return True
         if falls == rises or (self._falling is not None and falls != self._falling):
             return False  # no move, a mixed one, or a turn
-        self._falling, self._repeated = falls, 0
+        self._falling = falls
         return True
 
 
@@ -92,12 +109,10 @@ class Trajectories:
 
     Attributes
     ----------
-    repeats : how often in a row a solver is known to repeat a time.
     current : the trajectory of the last call.
     """
 
     def __init__(self) -> None:
-        self.repeats = 0
         self.current = Trajectory()
         self._forgotten = 0
         self._epoch = Epoch()
@@ -114,7 +129,7 @@ class Trajectories:
                 self._forgotten += self._known.popitem(last=False)[1].started
             found = Trajectory()
         self._known[branch] = self.current = found
-        return self._epoch.of(weights, fresh=not found.enter(conditions, times, self.repeats))
+        return self._epoch.of(weights, fresh=not found.enter(conditions, times))
 
     @property
     def started(self) -> int:

@@ -1,0 +1,129 @@
+"""Samplers as a whole: where a run begins and ends, and the recording of the first one."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from graphopt.capture.loop import Recording, active, record
+from graphopt.ir.loop import LoopProgram
+from graphopt.ir.program import Role
+from graphopt.runtime.installed import Installed
+from graphopt.runtime.trajectory import run
+
+
+@contextlib.contextmanager
+def recorded_run(installed: Sequence[Installed], name: str) -> Iterator[Recording | None]:
+    """One run of a sampler; the first one with a call of a module in it is recorded for these modules."""
+    if active() or any(entry.loop is not None for entry in installed):
+        with run():
+            yield None
+        return
+    with run(), record({entry.module: entry.name for entry in installed}) as recording:
+        yield recording
+    loop = recording.program(name)
+    called = {call.module for call in loop.calls}
+    for entry in installed:
+        if entry.name in called:
+            entry.loop = loop
+
+
+class ProgressWatch:
+    """Stands in for a diffusers pipeline's ``progress_bar``: what happens while the bar is shown is one run.
+
+    ``with self.progress_bar(total=…)`` surrounds the loop in nearly all of diffusers' pipelines. The bar itself is the
+    pipeline's own.
+
+    Parameters
+    ----------
+    pipe : the pipeline; `inner` its own method, or what a user had put in its place.
+    """
+
+    def __init__(self, pipe: Any, inner: Callable[..., Any], installed: Sequence[Installed]) -> None:
+        self.pipe, self.inner, self.installed = pipe, inner, list(installed)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bar = self.inner(*args, **kwargs)
+        if args or kwargs.get("iterable") is not None or not self.installed:
+            return bar  # iterated over: nobody says when the run is left
+        return _Bar(bar, recorded_run(self.installed, type(self.pipe).__name__))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the pipeline is not compiled: its bar is just its bar."""
+        pipe = copy.deepcopy(self.pipe, memo)
+        return functools.partial(type(pipe).progress_bar, pipe)
+
+    def __reduce__(self) -> Any:
+        return functools.partial, (type(self.pipe).progress_bar, self.pipe)
+
+
+class _Bar:
+    """A progress bar that begins and ends a run with it."""
+
+    def __init__(self, bar: Any, scope: contextlib.AbstractContextManager[Any]) -> None:
+        self._bar, self._scope = bar, scope
+
+    def __enter__(self) -> Any:
+        entered = self._bar.__enter__()
+        self._scope.__enter__()
+        return entered
+
+    def __exit__(self, *error: Any) -> Any:
+        self._scope.__exit__(*error)
+        return self._bar.__exit__(*error)
+
+    def __iter__(self) -> Any:
+        return iter(self._bar)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bar, name)
+
+
+class Sampler:
+    """A sampling function whose modules are compiled; called like the function itself.
+
+    Attributes
+    ----------
+    function : as it was given.
+    installed : the compiled modules it was seen to call.
+    loop : the trajectory that was recorded.
+    """
+
+    def __init__(self, function: Callable[..., Any], loop: LoopProgram) -> None:
+        self.function, self.loop = function, loop
+        self.installed: list[Installed] = []
+        functools.update_wrapper(self, function, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with run():
+            return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<compiled {self.function!r}>"
+
+
+def roles_of(loop: LoopProgram, module: str) -> Mapping[str, Role]:
+    """Roles of a module's arguments by where their values come from.
+
+    What the loop computes from results of the model or from chance is ``state``; of the rest, what takes a new value in
+    (nearly) every step is ``time``, and what is used again is a ``condition``.
+    """
+    calls = [call for call in loop.step_calls if call.module == module]
+    found: dict[str, Role] = {}
+    for path, node in calls[len(calls) // 2].arguments.items() if calls else ():
+        values = {call.arguments[path] for call in calls if path in call.arguments}
+        if node in loop.moving:
+            found[path] = "state"
+        else:
+            found[path] = "time" if len(values) > max(1, len(calls) // 3) else "condition"
+    return found
+
+
+def modules_of(recording: Recording) -> list[tuple[str, torch.nn.Module]]:
+    """The modules with weights that a recorded sampler called, in order of their first call."""
+    return [(name, module) for name, module in recording.modules.items() if any(True for _ in module.parameters())]
