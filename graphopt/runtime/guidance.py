@@ -1,8 +1,8 @@
 """The output of a denoiser call on a batch of guidance branches, held back until it is known which of them are needed.
 
 Classifier-free guidance runs the denoiser on ``cat([x, x])`` and combines the halves of its output. Where the weight of
-a branch is zero (the unconditional one at a scale of 1, as in interval guidance), its rows need not be computed. That is
-not known before the sampler has combined them, so the call returns a `Guided` tensor and computes nothing yet::
+a branch is zero (the unconditional one at a scale of 1, as in interval guidance), its rows need not be computed. That
+is not known before the sampler has combined them, so the call returns a `Guided` tensor and computes nothing yet::
 
     noise = model(cat([x, x]), t, emb)      # Guided
     u, c = noise.chunk(2)                   # Guided
@@ -39,6 +39,7 @@ from graphopt.errors import UsageError
 
 Compute = Callable[[tuple[int, ...]], torch.Tensor]
 
+_CONTAINERS = (tuple, list, dict)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -72,8 +73,8 @@ class Guided(torch.Tensor):
 
     _call: _Call
     _node: _Node | None  # None: the whole
-    _view: bool  # a view of what another Guided stands for
-    _value: torch.Tensor | None
+    _view: bool = False  # whether it is a view of what another Guided stands for
+    _value: torch.Tensor | None = None
 
     @classmethod
     def __torch_function__(
@@ -113,10 +114,12 @@ def defer(
 
     Raises
     ------
-    UsageError : rows that cannot be divided by the number of branches.
+    UsageError : rows that cannot be divided by the number of branches, or strides of zero.
     """
     if branches < 1 or not shape or shape[0] % branches:
         raise UsageError(f"an output of shape {tuple(shape)} cannot be cut into {branches} branches")
+    if strides is not None and any(step == 0 and size > 1 for step, size in zip(strides, shape, strict=True)):
+        raise UsageError(f"an output of strides {tuple(strides)} has elements that share memory")
     steps = tuple(strides) if strides is not None else torch.empty(tuple(shape), device="meta").stride()
     call = _Call(compute, tuple(shape), dtype, torch.device(device), branches, steps, counts or GuidanceCounts())
     return _wrap(call, None)
@@ -127,7 +130,9 @@ def resolve(value: Any) -> Any:
 
     As in torch, plain tensors share memory with the Guided that they stand for.
     """
-    return tree_map_only(Guided, _materialise, value)
+    if isinstance(value, Guided):
+        return _materialise(value)
+    return value if isinstance(value, torch.Tensor) else tree_map_only(Guided, _materialise, value)
 
 
 # -- expressions -----------------------------------------------------------------------------------------------------
@@ -164,9 +169,7 @@ class _Node:
     @property
     def operands(self) -> list[_Node]:
         """What it still has to read: nothing once it has been replayed."""
-        if self.args is None:
-            return []
-        return [value for value in (*self.args, *self.kwargs.values()) if type(value) is _Node]
+        return [value for value in (*(self.args or ()), *self.kwargs.values()) if type(value) is _Node]
 
     def run(self) -> None:
         """Compute `exact` from the operands, which are let go."""
@@ -201,7 +204,8 @@ class _Call:
         self.branches = [
             _Node([int(g == k) for g in range(count)], 1, 1 << k, None, None, {}, self.mode) for k in range(count)
         ]
-        self.pending: weakref.WeakSet[_Node] = weakref.WeakSet()
+        self._made: list[weakref.ref[_Node]] = []
+        self._many = 64
         self.memory: torch.Tensor | None = None
         self._compute: Compute | None = compute
         self._whole: torch.Tensor | None = None
@@ -210,6 +214,20 @@ class _Call:
         counts.add(calls=1, branches=count)
 
     # Everything below is called under the lock.
+
+    def watch(self, node: _Node) -> None:
+        """Keep track of an expression as long as it is in use."""
+        self._made.append(weakref.ref(node))
+        if len(self._made) > self._many:
+            self._made = [made for made in self._made if made() is not None]
+            self._many = 64 + 2 * len(self._made)
+
+    def pending(self) -> Iterator[_Node]:
+        """The expressions in use that may still read their operands."""
+        for made in self._made:
+            node = made()
+            if node is not None and node.args is not None:
+                yield node
 
     def known(self, wanted: int) -> None:
         """See to it that the branches `wanted`, a bit each, are computed."""
@@ -231,21 +249,18 @@ class _Call:
             self._whole = result
         for position, k in enumerate(missing):
             node = self.branches[k]
-            node.exact = node.value = result.narrow(0, position * self.rows, self.rows)
+            alone = len(missing) == 1
+            node.exact = node.value = result if alone else result.narrow(0, position * self.rows, self.rows)
         if all(node.exact is not None for node in self.branches):
             self._compute = None  # with all that it holds
 
     def _checked(self, result: Any, shape: tuple[int, ...]) -> torch.Tensor:
         if not isinstance(result, torch.Tensor):
             raise UsageError(f"a denoiser call gave {type(result).__name__} instead of a tensor")
-        given, promised = (
-            (tuple(result.shape), result.dtype, result.device), (shape, self.dtype, self.device)
-        )  # fmt: skip
+        given, promised = (result.shape, result.dtype, result.device), (shape, self.dtype, self.device)
         if given != promised:
             raise UsageError(f"a denoiser call gave {given} instead of {promised}")
-        strides = (self.strides[0], *self.strides[1:])
-        same = all(a == b for a, b, n in zip(result.stride(), strides, shape, strict=True) if n > 1)
-        return result if same or not result.numel() else _laid_out(result, strides)
+        return result if result.stride() == self.strides else _laid_out(result, self.strides)
 
     def evaluate(self, node: _Node) -> torch.Tensor:
         """The value of an expression, without branches of weight zero that are not computed anyway."""
@@ -286,7 +301,7 @@ class _Call:
             self._show_branch(self.branches.index(node))
         elif node.shown is None:
             value = self.evaluate(node)
-            read = value is node.exact and any(node in reader.operands for reader in self.pending)
+            read = value is node.exact and any(node in reader.operands for reader in self.pending())
             node.shown = value.clone() if read else value
         assert node.shown is not None
         return node.shown
@@ -316,7 +331,7 @@ class _Call:
         node = self.branches[k]
         assert node.exact is not None
         view = self.memory.narrow(0, k * self.rows, self.rows)
-        read = any(reader.mentioned >> k & 1 and reader.args is not None for reader in self.pending)
+        read = any(reader.mentioned >> k & 1 for reader in self.pending())
         if copied:
             view.data.copy_(node.exact)  # through `data`: in torch these rows were never written to
         elif read:
@@ -383,9 +398,11 @@ def _wrap(call: _Call, node: _Node | None, *, view: bool = False) -> Guided:
         shape, strides = call.branch_shape, call.strides
     else:
         shape, strides = call.branch_shape, _result_strides(call.branch_shape, call.strides)
-    made = torch.Tensor._make_wrapper_subclass(Guided, shape, strides=strides, dtype=call.dtype, device=call.device)  # type: ignore[attr-defined]
-    made._call, made._node, made._view, made._value = call, node, view, None
-    return cast(Guided, made)
+    made = torch.Tensor._make_wrapper_subclass(Guided, shape, strides=strides, dtype=call.dtype, device=call.device)
+    made._call, made._node = call, node
+    if view:
+        made._view = True
+    return made
 
 
 def _materialise(guided: Guided) -> torch.Tensor:
@@ -409,7 +426,7 @@ def _plain_keywords(values: dict[str, Any]) -> dict[str, Any]:
 def _plain_value(value: Any) -> Any:
     if isinstance(value, Guided):
         return _materialise(value)
-    return resolve(value) if isinstance(value, tuple | list | dict) else value
+    return resolve(value) if isinstance(value, _CONTAINERS) else value
 
 
 # -- what computes nothing -------------------------------------------------------------------------------------------
@@ -508,18 +525,21 @@ def _detach(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
 
 def _ratio(value: Any, dtype: torch.dtype) -> tuple[int, int] | None:
     """A finite number that torch takes as a scalar, as a fraction; None for anything else."""
+    if type(value) is float and math.isfinite(value):
+        return value.as_integer_ratio()
     if type(value) is torch.Tensor:
         if value.dim() or value.device.type != "cpu" or value.dtype != dtype or value.requires_grad:
             return None
         value = value.item()
-    if _is_number(value, (int, np.integer)):
+    if _is_number(value, _INTEGRAL):
         return (int(value), 1) if -(2**63) <= value < 2**63 else None
-    if isinstance(value, float | np.floating) and math.isfinite(value):
+    if isinstance(value, _FLOATING) and math.isfinite(value):
         numerator, denominator = value.as_integer_ratio()
         return int(numerator), int(denominator)
     return None
 
 
+_INTEGRAL, _FLOATING = (int, np.integer), (float, np.floating)
 _ONE, _ZERO = (1, 1), (0, 1)
 
 
@@ -586,12 +606,14 @@ def _linear(
 ) -> tuple[Any] | None:
     """Record an operation that gives the sum of `terms`, each a combination of branches, or zero, and its factor."""
     call: _Call | None = None
+    operands = []
     total, denominator, mentioned = [0], 1, 0
     for value, (above, below) in terms:
         if isinstance(value, Guided):
             node = value._node
             if node is None or value._value is not None or (call is not None and value._call is not call):
                 return None
+            operands.append(node)
             below *= node.denominator
             if call is None:
                 call, denominator, total = value._call, below, [weight * above for weight in node.weights]
@@ -604,13 +626,14 @@ def _linear(
             return None
     if call is None or call.dtype not in _FLOATS:
         return None
-    with call.lock:
-        kept = tuple(_kept(value) for value in args)
-        kept_keywords = {name: _kept(value) for name, value in kwargs.items()}
-        node = _Node(total, denominator, mentioned, function, kept, kept_keywords, _mode())
-        if any(operand.shown is not None for operand in node.operands):
-            return None
-        call.pending.add(node)
+    kept = tuple([_kept(value) for value in args])
+    kept_keywords = {name: _kept(value) for name, value in kwargs.items()} if kwargs else kwargs
+    node = _Node(total, denominator, mentioned, function, kept, kept_keywords, _mode())
+    with call.lock:  # what is shown may be written to at any time
+        for operand in operands:
+            if operand.shown is not None:
+                return None
+        call.watch(node)
     return (_wrap(call, node),)
 
 
