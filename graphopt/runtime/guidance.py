@@ -146,8 +146,9 @@ class _Node:
     weights, denominator : the value is Σ weights[g] / denominator · branch g, in exact integers.
     mentioned : the branches in the expression, a bit each; their weights may be zero.
     mode : grad and inference mode when the operation was called.
-    exact : its value by replay, read by other nodes and by nobody else while any of these is left to be computed.
-    value : `exact`, or the value without the branches of weight zero.
+    exact : its value by replay of all operations.
+    value : `exact`, or the value without the branches of weight zero. As long as another node may still read either,
+        nobody else has them.
     shown : the tensor in the hands of the user, who may write to it.
     """
 
@@ -171,19 +172,25 @@ class _Node:
         """What it still has to read: nothing once it has been replayed."""
         return [value for value in (*(self.args or ()), *self.kwargs.values()) if type(value) is _Node]
 
-    def run(self) -> None:
-        """Compute `exact` from the operands, which are let go."""
-        args = tuple(_exact(value) for value in self.args or ())
-        kwargs = {name: _exact(value) for name, value in self.kwargs.items()}
+    @property
+    def needed(self) -> int:
+        """The branches whose weights are not zero, a bit each."""
+        return sum(1 << k for k, weight in enumerate(self.weights) if weight)
+
+    def run(self, read: Callable[[Any], Any]) -> torch.Tensor:
+        """The operation on what `read` gives for each operand."""
+        args = [read(value) for value in self.args or ()]
+        kwargs = {name: read(value) for name, value in self.kwargs.items()}
         with _under(self.mode):
-            self.exact = self.function(*args, **kwargs)
-        if self.value is None:
-            self.value = self.exact
-        self.args, self.kwargs = None, {}
+            return cast(torch.Tensor, self.function(*args, **kwargs))
 
 
 def _exact(value: Any) -> Any:
     return value.exact if type(value) is _Node else value
+
+
+def _value(value: Any) -> Any:
+    return value.value if type(value) is _Node else value
 
 
 class _Call:
@@ -265,17 +272,39 @@ class _Call:
     def evaluate(self, node: _Node) -> torch.Tensor:
         """The value of an expression, without branches of weight zero that are not computed anyway."""
         if node.value is None:
-            missing = [k for k, branch in enumerate(self.branches) if node.mentioned >> k & 1 and branch.exact is None]
-            factors = _factors(node) if any(node.weights[k] == 0 for k in missing) else None
+            self.known(node.needed)
+        stack = [node]
+        while stack:
+            top = stack[-1]
+            waiting = [] if top.value is not None else self._settle(top)
+            stack.extend(waiting)
+            if not waiting:
+                stack.pop()
+        assert node.value is not None
+        return node.value
+
+    def _settle(self, node: _Node) -> list[_Node]:
+        """Give `node` its value, if its operands have theirs; else the operands that do not.
+
+        Operations run as they were called, but for those in which a branch that is not computed cancels out.
+        """
+        unknown = sum(1 << k for k, branch in enumerate(self.branches) if branch.exact is None)
+        if not node.mentioned & unknown:
+            _replay(node)
+        elif not any(operand.needed & unknown for operand in node.operands):
+            waiting = [operand for operand in node.operands if operand.value is None]
+            if waiting:
+                return waiting
+            node.value = node.run(_value)
+        else:
+            factors = _factors(node)
             if factors is None:
                 self.known(node.mentioned)
                 _replay(node)
             else:
-                self.known(sum(1 << k for k in factors))
                 with _under(node.mode):
                     node.value = self._combine(factors)
-        assert node.value is not None
-        return node.value
+        return []
 
     def _combine(self, factors: dict[int, float]) -> torch.Tensor:
         total: torch.Tensor | None = None
@@ -293,6 +322,7 @@ class _Call:
     def show(self, node: _Node | None) -> torch.Tensor:
         """The tensor that a Guided stands for, to be handed to the user."""
         if node is None:
+            self.known((1 << self.count) - 1)
             for branch in range(self.count):
                 self._show_branch(branch)
             assert self.memory is not None
@@ -301,7 +331,7 @@ class _Call:
             self._show_branch(self.branches.index(node))
         elif node.shown is None:
             value = self.evaluate(node)
-            read = value is node.exact and any(node in reader.operands for reader in self.pending())
+            read = any(node in reader.operands for reader in self.pending())
             node.shown = value.clone() if read else value
         assert node.shown is not None
         return node.shown
@@ -310,10 +340,12 @@ class _Call:
         node = self.branches[k]
         if node.shown is not None:
             return
-        # A graph for gradients cannot be filled in later.
-        self.known((1 << self.count) - 1 if self.mode[0] else 1 << k)
+        self.known(1 << k)
+        gradients = cast(torch.Tensor, node.exact).requires_grad
+        if gradients:  # what autograd has seen cannot be filled in later
+            self.known((1 << self.count) - 1)
         with _under(self.mode):
-            if self.memory is None and self._whole is None and self.mode[0]:
+            if self.memory is None and self._whole is None and gradients:
                 self._whole = self._checked(torch.cat([cast(torch.Tensor, b.exact) for b in self.branches]), self.shape)
             if self.memory is None and self._whole is not None:
                 self.memory = self._whole
@@ -352,7 +384,9 @@ def _replay(node: _Node) -> None:
         if not waiting:
             stack.pop()
             if top.exact is None:
-                top.run()
+                top.exact = top.run(_exact)
+                top.value = top.exact if top.value is None else top.value
+                top.args, top.kwargs = None, {}
 
 
 def _factors(node: _Node) -> dict[int, float] | None:
