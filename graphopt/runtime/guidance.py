@@ -80,19 +80,27 @@ class Guided(torch.Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        rule = _RULES.get(func)
-        if rule is not None:
-            result = rule(func, args, kwargs)
-            if result is not None:
-                return result[0]
-        return func(*_plain(args), **_plain_keywords(kwargs))
+        # Dynamo would trace this bookkeeping as if it were the user's; it breaks its graph here instead.
+        serve = _untraced if torch.compiler.is_compiling() else _serve
+        return serve(func, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return func(*_plain(args), **_plain_keywords(kwargs or {}))
+
+
+def _serve(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    rule = _RULES.get(function)
+    if rule is not None:
+        result = rule(function, args, kwargs)
+        if result is not None:
+            return result[0]
+    return function(*_plain(args), **_plain_keywords(kwargs))
+
+
+_untraced = torch._disable_dynamo(_serve)
 
 
 def defer(
@@ -433,6 +441,7 @@ def _wrap(call: _Call, node: _Node | None, *, view: bool = False) -> Guided:
     else:
         shape, strides = call.branch_shape, _result_strides(call.branch_shape, call.strides)
     made = torch.Tensor._make_wrapper_subclass(Guided, shape, strides=strides, dtype=call.dtype, device=call.device)
+    torch._C._set_throw_on_mutable_data_ptr(made)  # there is no memory yet that an extension could take the address of
     made._call, made._node = call, node
     if view:
         made._view = True

@@ -336,7 +336,7 @@ ESCAPES: dict[str, Callable[[Any], Any]] = {
     "asarray": np.asarray,
     "ufunc": lambda x: np.add(x, 1),
     "array": lambda x: np.array(x, dtype=np.float64),
-    "dlpack": torch.from_dlpack,
+    "dlpack": torch.utils.dlpack.from_dlpack,
     "tolist": lambda x: x.tolist(),
     "item": lambda x: x.sum().item(),
     "iterate": list,
@@ -425,11 +425,11 @@ def test_everything_else_computes(name: str, kind: str, mode: Any) -> None:
     "wrong",
     [
         lambda x: x * "a",
-        lambda x: torch.add(x, x, alpha="a"),
+        lambda x: x.add(x, alpha="a"),
         lambda x: x - True,
         lambda x: x * 10**30,
         lambda x: x + torch.ones(5),
-        lambda x: torch.lerp(x, x),
+        lambda x: x.lerp(x),
         lambda x: x.chunk(0),
         lambda x: x.nonsense,
     ],
@@ -590,7 +590,7 @@ def test_errors_surface_every_time() -> None:
         raise RuntimeError("out of memory")
 
     u, c = defer(compute, (2, 3), torch.float32, torch.device("cpu"), branches=2).chunk(2)
-    for read in (lambda: print(u), lambda: c.sum(), lambda: resolve(u + c), lambda: c.mul_(2)):
+    for read in (lambda: repr(u), lambda: c.sum(), lambda: resolve(u + c), lambda: c.mul_(2)):
         with pytest.raises(RuntimeError, match="out of memory"):
             read()
     assert asked == [(0,)]
@@ -687,6 +687,25 @@ def test_schedulers(name: str, scale: float) -> None:
     assert all(type(x) is torch.Tensor for x in held)
     assert compare(plain, held, "bitwise") is None
     assert asked == [[(1,)] if scale == 1.0 else [(0, 1)]] * len(held)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_within_compiled_functions() -> None:
+    affine = torch.compile(lambda u, c: c * 2 + 1, backend="eager")
+    guided = torch.compile(lambda u, c: u + 1.0 * (c - u), backend="eager")
+    for function, kind in ((affine, torch.Tensor), (guided, Guided)):
+        model = denoiser()
+        result = function(*model.defer().chunk(2))
+        assert type(result) is kind
+        plain = model.output[2:] * 2 + 1 if function is affine else model.output[2:]
+        assert torch.equal(result, plain)
+        assert model.asked == [(1,)]
+
+
+def test_no_address_before_there_is_memory() -> None:
+    with torch._C.DisableTorchFunctionSubclass(), pytest.raises(RuntimeError, match="data pointer"):
+        denoiser().defer().data_ptr()
 
 
 def test_rules_name_functions_of_torch() -> None:
