@@ -33,6 +33,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch._compile import _disable_dynamo
 from torch.utils._pytree import tree_map_only
 
 from graphopt.errors import UsageError
@@ -100,7 +101,7 @@ def _serve(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return function(*_plain(args), **_plain_keywords(kwargs))
 
 
-_untraced = torch._disable_dynamo(_serve)
+_untraced = _disable_dynamo(_serve)  # `torch.compiler.disable` would import Dynamo, which takes seconds
 
 
 def defer(
@@ -129,7 +130,9 @@ def defer(
     if strides is not None and any(step == 0 and size > 1 for step, size in zip(strides, shape, strict=True)):
         raise UsageError(f"an output of strides {tuple(strides)} has elements that share memory")
     steps = tuple(strides) if strides is not None else torch.empty(tuple(shape), device="meta").stride()
-    call = _Call(compute, tuple(shape), dtype, torch.device(device), branches, steps, counts or GuidanceCounts())
+    if device.index is None and device.type not in ("cpu", "meta"):
+        device = torch.empty(0, device=device).device  # the current one, by its number, as outputs name it
+    call = _Call(compute, tuple(shape), dtype, device, branches, steps, counts or GuidanceCounts())
     return _wrap(call, None)
 
 
@@ -153,6 +156,7 @@ class _Node:
     ----------
     weights, denominator : the value is Σ weights[g] / denominator · branch g, in exact integers.
     mentioned : the branches in the expression, a bit each; their weights may be zero.
+    operands : what it still has to read: nothing once it has been replayed.
     mode : grad and inference mode when the operation was called.
     exact : its value by replay of all operations.
     value : `exact`, or the value without the branches of weight zero. As long as another node may still read either,
@@ -161,29 +165,20 @@ class _Node:
     """
 
     __slots__ = (
-        "__weakref__", "args", "denominator", "exact", "function", "kwargs", "mentioned", "mode", "shown", "value",
-        "weights",
+        "__weakref__", "args", "denominator", "exact", "function", "kwargs", "mentioned", "mode", "operands", "shown",
+        "value", "weights",
     )  # fmt: skip
 
     def __init__(
         self, weights: Sequence[int], denominator: int, mentioned: int, function: Any, args: tuple[Any, ...] | None,
-        kwargs: dict[str, Any], mode: tuple[bool, bool],
+        kwargs: dict[str, Any], operands: Sequence[_Node], mode: tuple[bool, bool],
     ) -> None:  # fmt: skip
+        self.operands = operands
         self.weights, self.denominator, self.mentioned = weights, denominator, mentioned
         self.function, self.args, self.kwargs, self.mode = function, args, kwargs, mode
         self.exact: torch.Tensor | None = None
         self.value: torch.Tensor | None = None
         self.shown: torch.Tensor | None = None
-
-    @property
-    def operands(self) -> list[_Node]:
-        """What it still has to read: nothing once it has been replayed."""
-        return [value for value in (*(self.args or ()), *self.kwargs.values()) if type(value) is _Node]
-
-    @property
-    def needed(self) -> int:
-        """The branches whose weights are not zero, a bit each."""
-        return sum(1 << k for k, weight in enumerate(self.weights) if weight)
 
     def run(self, read: Callable[[Any], Any]) -> torch.Tensor:
         """The operation on what `read` gives for each operand."""
@@ -217,7 +212,7 @@ class _Call:
         self.mode = _mode()
         self.lock = threading.RLock()
         self.branches = [
-            _Node([int(g == k) for g in range(count)], 1, 1 << k, None, None, {}, self.mode) for k in range(count)
+            _Node([int(g == k) for g in range(count)], 1, 1 << k, None, None, {}, (), self.mode) for k in range(count)
         ]
         self._made: list[weakref.ref[_Node]] = []
         self._many = 64
@@ -241,12 +236,12 @@ class _Call:
         """The expressions in use that may still read their operands."""
         for made in self._made:
             node = made()
-            if node is not None and node.args is not None:
+            if node is not None and node.operands:
                 yield node
 
-    def known(self, wanted: int) -> None:
-        """See to it that the branches `wanted`, a bit each, are computed."""
-        missing = tuple(k for k, node in enumerate(self.branches) if wanted >> k & 1 and node.exact is None)
+    def known(self, wanted: Sequence[Any]) -> None:
+        """See to it that the branches are computed whose entry in `wanted` is not zero."""
+        missing = tuple([k for k, node in enumerate(self.branches) if wanted[k] and node.exact is None])
         if not missing:
             return
         if self._error is not None:
@@ -280,7 +275,7 @@ class _Call:
     def evaluate(self, node: _Node) -> torch.Tensor:
         """The value of an expression, without branches of weight zero that are not computed anyway."""
         if node.value is None:
-            self.known(node.needed)
+            self.known(node.weights)
         stack = [node]
         while stack:
             top = stack[-1]
@@ -296,10 +291,10 @@ class _Call:
 
         Operations run as they were called, but for those in which a branch that is not computed cancels out.
         """
-        unknown = sum(1 << k for k, branch in enumerate(self.branches) if branch.exact is None)
-        if not node.mentioned & unknown:
+        unknown = [k for k, branch in enumerate(self.branches) if branch.exact is None and node.mentioned >> k & 1]
+        if not unknown:
             _replay(node)
-        elif not any(operand.needed & unknown for operand in node.operands):
+        elif not any(operand.weights[k] for operand in node.operands for k in unknown):
             waiting = [operand for operand in node.operands if operand.value is None]
             if waiting:
                 return waiting
@@ -307,7 +302,7 @@ class _Call:
         else:
             factors = _factors(node)
             if factors is None:
-                self.known(node.mentioned)
+                self.known([node.mentioned >> k & 1 for k in range(self.count)])
                 _replay(node)
             else:
                 with _under(node.mode):
@@ -330,7 +325,7 @@ class _Call:
     def show(self, node: _Node | None) -> torch.Tensor:
         """The tensor that a Guided stands for, to be handed to the user."""
         if node is None:
-            self.known((1 << self.count) - 1)
+            self.known([True] * self.count)
             for branch in range(self.count):
                 self._show_branch(branch)
             assert self.memory is not None
@@ -348,10 +343,10 @@ class _Call:
         node = self.branches[k]
         if node.shown is not None:
             return
-        self.known(1 << k)
+        self.known(node.weights)
         gradients = cast(torch.Tensor, node.exact).requires_grad
         if gradients:  # what autograd has seen cannot be filled in later
-            self.known((1 << self.count) - 1)
+            self.known([True] * self.count)
         with _under(self.mode):
             if self.memory is None and self._whole is None and gradients:
                 self._whole = self._checked(torch.cat([cast(torch.Tensor, b.exact) for b in self.branches]), self.shape)
@@ -394,7 +389,7 @@ def _replay(node: _Node) -> None:
             if top.exact is None:
                 top.exact = top.run(_exact)
                 top.value = top.exact if top.value is None else top.value
-                top.args, top.kwargs = None, {}
+                top.args, top.kwargs, top.operands = None, {}, ()
 
 
 def _factors(node: _Node) -> dict[int, float] | None:
@@ -671,7 +666,7 @@ def _linear(
         return None
     kept = tuple([_kept(value) for value in args])
     kept_keywords = {name: _kept(value) for name, value in kwargs.items()} if kwargs else kwargs
-    node = _Node(total, denominator, mentioned, function, kept, kept_keywords, _mode())
+    node = _Node(total, denominator, mentioned, function, kept, kept_keywords, operands, _mode())
     with call.lock:  # what is shown may be written to at any time
         for operand in operands:
             if operand.shown is not None:

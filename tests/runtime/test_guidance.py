@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffusers
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -492,31 +493,41 @@ WRITES: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
     "a detached branch": lambda w, u, c, g: c.detach().zero_(),
     "a detached combination": lambda w, u, c, g: g.detach().zero_(),
     "through numpy": lambda w, u, c, g: c.numpy().fill(2),
-    "as a result": lambda w, u, c, g: torch.add(torch.ones(2, 4, 6, 6), 1, out=u),
+    "as a result": lambda w, u, c, g: torch.add(torch.ones_like(c), 1, out=u),
     "another's value": lambda w, u, c, g: c.copy_(u),
     "through data": lambda w, u, c, g: u.data.fill_(4),
     "nothing": lambda w, u, c, g: c.sum(),
 }
 
 
-@given(st.lists(st.sampled_from(sorted(WRITES)), min_size=1, max_size=3), st.permutations(range(7)), st.booleans())
-def test_all_agree_after_a_write(writes: list[str], order: list[int], early: bool) -> None:
+@hypothesis.settings(max_examples=150)
+@given(
+    st.lists(st.sampled_from(sorted(WRITES)), min_size=1, max_size=3), st.permutations(range(9)), st.booleans(),
+    st.booleans(), st.integers(2, 3),
+)  # fmt: skip
+def test_all_agree_after_a_write(writes: list[str], order: list[int], early: bool, middle: bool, count: int) -> None:
     def work(noise: Any) -> list[torch.Tensor]:
-        u, c = noise.chunk(2)
+        u, c, *others = noise.chunk(count)
         difference = c - u
         guided, pending = u + 1.5 * difference, difference * 3
-        again = noise[2:]
+        without = u + 1.0 * difference + 0.0 * (c - (others or [u])[0])
+        within = (c - without) * 2 + u
+        again = noise[2:4]
         if early:
             difference.sum()
+        if middle:
+            without.sum()
         for write in writes:
             WRITES[write](noise, u, c, guided)
-            WRITES[write](noise, u, again, difference)
+            WRITES[write](noise, u, again, within)
+            WRITES[write](noise, again, u, difference)
         late = u + 1.0 * c
-        values = [noise, u, c, difference, guided, pending, late]
+        values = [noise, u, c, difference, guided, pending, without, within, late]
         read = {k: resolve(values[k]).clone() for k in order}
-        return [read[k] for k in range(7)]
+        return [read[k] for k in range(len(values))]
 
-    model = denoiser()
+    # Small whole numbers, so that nothing is rounded: results without a branch agree in every bit as well.
+    model = Denoiser(torch.randint(-8, 8, (2 * count, 4, 6, 6)).double(), count)
     with torch.no_grad():
         for got, plain in zip(work(model.defer()), work(model.output.clone()), strict=True):
             assert torch.equal(got, plain)
