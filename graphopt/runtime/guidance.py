@@ -130,7 +130,7 @@ def defer(
     if strides is not None and any(step == 0 and size > 1 for step, size in zip(strides, shape, strict=True)):
         raise UsageError(f"an output of strides {tuple(strides)} has elements that share memory")
     steps = tuple(strides) if strides is not None else torch.empty(tuple(shape), device="meta").stride()
-    if device.index is None and device.type not in ("cpu", "meta"):
+    if str(device) == device.type not in ("cpu", "meta"):
         device = torch.empty(0, device=device).device  # the current one, by its number, as outputs name it
     call = _Call(compute, tuple(shape), dtype, device, branches, steps, counts or GuidanceCounts())
     return _wrap(call, None)
