@@ -156,6 +156,22 @@ def show_weights(console: Console, report: Report) -> None:
     console.print()
 
 
+def show_loops(console: Console, report: Report) -> None:
+    """Recorded runs: their calls, what a step does around them, and relations between calls."""
+    for loop in report.loops:
+        first, *rest = loop.lines()[: -len(loop.relations) or None]
+        console.print(Text(first[0].upper() + first[1:], style="bold"))
+        for line in rest:
+            remark(console, Text(line.strip()))
+        if loop.relations:
+            rows = table("Relations between calls", "module", "relation", "known by", "fate",
+                         left=("relation", "known by", "fate"))  # fmt: skip
+            for entry in loop.relations:
+                rows.add_row(entry.module, entry.what, entry.seen, "; ".join(filter(None, (entry.fate, entry.holds))))
+            console.print(rows)
+        console.print()
+
+
 def show_inputs(console: Console, report: Report) -> None:
     """Roles of the inputs, of each module's newest variant."""
     rows = table("Inputs", "module", "input", "role", left=("input", "role"))

@@ -24,7 +24,7 @@ def report(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show what the compiler does to a pipeline: stages, passes, refusals, weights, memory.
+    """Show what the compiler does to a pipeline: the loop, stages, passes, refusals, weights, memory.
 
     Compiles the pipeline and runs one short sampling.
 
@@ -60,9 +60,10 @@ def report(
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return
-    from graphopt.cli._show import show_inputs, show_modules, show_weights
+    from graphopt.cli._show import show_inputs, show_loops, show_modules, show_weights
 
     out().rule(f"[bold]{pipeline}[/] ({type(pipe).__name__}, {steps} steps)", align="left")
+    show_loops(out(), found)
     show_modules(out(), found, full=True)
     show_weights(out(), found)
     show_inputs(out(), found)

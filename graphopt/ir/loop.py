@@ -24,7 +24,7 @@ from torch._ops import OpOverload
 from graphopt.ir.effects import has_effect
 from graphopt.ir.program import val
 from graphopt.ir.relations import Constant, Paired, Relation, Repeated, Unchanged
-from graphopt.ir.update import Update, fold, guidance
+from graphopt.ir.update import Guidance, Update, fold, guidance
 
 aten = torch.ops.aten
 
@@ -246,10 +246,15 @@ class LoopProgram:
         return None
 
     @cached_property
-    def guidance(self) -> dict[int, Update]:
+    def guidance(self) -> dict[int, Guidance]:
         """How each call's guidance branches are combined, by the position of the call."""
         pairs = ((k, guidance(c.node, s)) for k, (c, s) in enumerate(zip(self.step_calls, self.segments, strict=True)))
-        return {k: found[1] for k, found in pairs if found is not None}
+        return {k: found for k, found in pairs if found is not None}
+
+    def idle_branches(self, module: str) -> int:
+        """Of how many branches the batch of a module consists, when some of them had no weight in some call; else 0."""
+        found = [g.weights for k, g in self.guidance.items() if self.step_calls[k].module == module]
+        return max((len(weights) for weights in found if 0.0 in weights), default=0)
 
 
 _PLUMBING = frozenset({aten.detach.default, aten.alias.default, aten.lift_fresh.default})

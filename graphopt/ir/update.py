@@ -194,23 +194,39 @@ def outputs(call: fx.Node) -> list[fx.Node]:
     return [user for user in call.users if user.target is operator.getitem]
 
 
-def guidance(call: fx.Node, segment: Sequence[fx.Node]) -> tuple[fx.Node, Update] | None:
-    """How the branches of a call's output are combined: the node that first has all of them, and its form over them."""
+@dataclass(frozen=True)
+class Guidance:
+    """How the branches of a call's output are combined.
+
+    Attributes
+    ----------
+    node : the first value that all branches enter.
+    weights : of each branch, by its position in the batch; they add up to 1.
+    """
+
+    node: fx.Node
+    weights: tuple[float, ...]
+
+
+def guidance(call: fx.Node, segment: Sequence[fx.Node]) -> Guidance | None:
+    """The combination of the branches of a call, if the operations that follow make one."""
     for output in outputs(call):
         parts = {node: place for node in segment if (place := branch(node, output)) is not None}
         count = next(iter(parts.values()))[1] if parts else 0
-        last = max((segment.index(node) for node in parts), default=0)
-        for node in segment[last + 1 :]:
-            if not isinstance(val(node), torch.Tensor) or not val(node).dtype.is_floating_point:
+        if len({position for position, _ in parts.values()}) != count or count < 2:
+            continue
+        inside = [node for node in segment if node not in parts]
+        reached: dict[fx.Node, set[int]] = {node: {position} for node, (position, _) in parts.items()}
+        for node in inside:
+            reached[node] = set().union(*(reached.get(source, set()) for source in node.all_input_nodes))
+            if len(reached[node]) < count:
                 continue
-            inside = [entry for entry in segment if entry not in parts]
             update = fold(node, inside)
-            found = [term for term in update.terms if term in parts]
-            if len(found) == count == len(update.terms) and _affine(update):
-                return node, update
+            weights = [0.0] * count
+            for term, weight in update.coefficients().items():
+                if term in parts:
+                    weights[parts[term][0]] += weight
+            if set(update.terms) <= set(parts) and abs(sum(weights) - 1) < 1e-6:
+                return Guidance(node, tuple(weights))
+            break  # they enter something else first
     return None
-
-
-def _affine(update: Update) -> bool:
-    """Whether the coefficients add up to 1, as those of a combination of predictions do."""
-    return abs(sum(update.coefficients().values()) - 1) < 1e-6

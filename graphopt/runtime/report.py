@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch import fx
 from graphopt.debug.statistics import PassRecord
 from graphopt.ir.cost import nbytes, program_cost, stage_costs
 from graphopt.ir.program import Program, val
-from graphopt.ir.stages import STEP, WEIGHTS, Stage, placement
+from graphopt.ir.stages import COMMON, STEP, WEIGHTS, Stage, placement
 from graphopt.runtime.installed import Installed, Variant
+from graphopt.runtime.loop_report import LoopReport, loops_of
 
 
 @dataclass
@@ -54,6 +55,7 @@ class VariantReport:
     faster: float | None
     interval: tuple[float, float] | None
     runs: str
+    relations: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -73,6 +75,7 @@ class Report:
     """What `graphopt.report` returns; ``str(report)`` is a summary, `to_dict` the whole as plain data."""
 
     modules: list[ModuleReport]
+    loops: list[LoopReport] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts, lists, strings and numbers; sizes that are symbolic become strings."""
@@ -101,6 +104,7 @@ class Report:
                         "    hint: every input is taken for state, so that nothing is kept between calls; name what "
                         f"stays the same during a request, such as roles={{'{last}': 'condition'}}"
                     )
+        lines += [line for loop in self.loops for line in loop.lines()]
         return "\n".join(lines)
 
 
@@ -108,8 +112,13 @@ def _variant_lines(variant: VariantReport) -> list[str]:
     lines = [f"{counted(variant.captured_nodes, 'node')} captured; {variant.runs}"]
     if variant.inputs:
         lines.append("  inputs: " + ", ".join(f"{path} ({role})" for path, role in variant.inputs.items()))
+    if variant.relations:
+        lines.append("  assumes: " + "; ".join(variant.relations))
     for stage in variant.stages:
-        kept = "" if stage.name == "step" else f"  {counted(stage.hits, 'hit')}, {counted(stage.misses, 'miss', 'es')}"
+        kept = ""
+        if stage.name != "step":
+            hits = f"{counted(stage.hits, 'hit')}, {counted(stage.misses, 'miss', 'es')}"
+            kept = f"  {hits}; {counted(stage.entries, 'entry', 'entries')} of {stage.kept_bytes / 1e6:.2f} MB"
         lines.append(f"  {stage.name:16} {stage.target:8} {stage.nodes:5} nodes {_giga(stage.flops)} GFLOP{kept}")
     for record in variant.passes:
         if record.error:
@@ -119,8 +128,9 @@ def _variant_lines(variant: VariantReport) -> list[str]:
 
 
 def counted(count: int, noun: str, plural: str = "s") -> str:
-    """``1 call``, ``2 calls``."""
-    return f"{count} {noun}{plural if count != 1 else ''}"
+    """``1 call``, ``2 calls``; `plural` is an ending, or the whole word."""
+    many = plural if len(plural) > 2 else noun + plural
+    return f"{count} {noun if count == 1 else many}"
 
 
 def _giga(flops: Any) -> str:
@@ -135,9 +145,9 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
 
 
-def report_of(installed: Iterable[Installed]) -> Report:
+def report_of(installed: Sequence[Installed]) -> Report:
     """The report of compiled modules, as they are now."""
-    return Report([_module(entry) for entry in installed])
+    return Report([_module(entry) for entry in installed], loops_of(installed))
 
 
 def _module(entry: Installed) -> ModuleReport:
@@ -169,6 +179,7 @@ def _variant(variant: Variant) -> VariantReport:
         faster=race.original / race.compiled if race and race.compiled else None,
         interval=(1 / race.high, 1 / race.low) if race and race.pairs else None,
         runs=_runs(variant),
+        relations=list(map(str, variant.relations)),
         notes=built.notes,
     )
 
@@ -181,7 +192,8 @@ def _weights(program: Program) -> tuple[Any, Any]:
         readers[node] = set().union(*(readers[user] if at == WEIGHTS else {at} for user, at in placed.items()))
     nodes = zip(program.placeholders, program.inputs, strict=True)
     read = {node: readers[node] for node, entry in nodes if entry.role == "weight" and readers[node]}
-    return sum(nbytes(val(node)) for node in read), sum(nbytes(val(n)) for n, to in read.items() if STEP not in to)
+    idle = [node for node, to in read.items() if not to & {STEP, COMMON}]
+    return sum(nbytes(val(node)) for node in read), sum(nbytes(val(node)) for node in idle)
 
 
 def _runs(variant: Variant) -> str:
