@@ -19,7 +19,7 @@ from graphopt.ir.program import bind, dtype, shape, val
 aten = torch.ops.aten
 
 Fill: TypeAlias = tuple[float, bool]
-_PRODUCTS = {
+_PRODUCTS: dict[Any, tuple[str, str]] = {
     aten.matmul.default: ("self", "other"),
     aten.bmm.default: ("self", "mat2"),
     aten.baddbmm.default: ("batch1", "batch2"),
@@ -30,7 +30,9 @@ _COPIES = (aten._to_copy.default, aten.clone.default, aten.alias.default, aten.d
 _SCALES = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 _TURNS = (aten.transpose.int, aten.permute.default, aten.mT.default)
 _MAX_MASKS = 4  # each addition is read both ways
-_FILLS = {  # the names of: what is kept, the condition, the number that masks; and whether it does where that holds
+_FILLS: dict[
+    Any, tuple[str, str, str, bool]
+] = {  # the names of: what is kept, the condition, the number that masks; and whether it does where that holds
     aten.masked_fill.Scalar: ("self", "mask", "value", True),
     aten.where.ScalarSelf: ("other", "condition", "self", True),
     aten.where.ScalarOther: ("self", "condition", "other", False),

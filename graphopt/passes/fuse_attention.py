@@ -104,12 +104,12 @@ class FuseAttention(Pass):
         pair = batch if len(batch) == 2 else (math.prod(batch[:-1]), *(batch[-1:] or (1,)))
         sources = ((query, outer), (key, outer), (found.value, shape(node)[:-2]))
         args = [_arranged(program, source, lead, pair, node) for source, lead in sources]
-        args.append(_mask(program, found, dtype(node), node))
+        mask = _mask(program, found, dtype(node), node)
         fused = aten.scaled_dot_product_attention.default
         if (*pair, *shape(node)[-2:]) == shape(node):
-            node.target, node.args, node.kwargs = fused, tuple(args), {"scale": scale}
+            node.target, node.args, node.kwargs = fused, (*args, mask), {"scale": scale}
         else:
-            attention = program.call(fused, *args, scale=scale, before=node)
+            attention = program.call(fused, *args, mask, scale=scale, before=node)
             attention._rename("attention")
             node.target, node.args, node.kwargs = aten.reshape.default, (attention, list(shape(node))), {}
         while (last := last.next) is not node:

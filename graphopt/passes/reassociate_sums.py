@@ -20,10 +20,8 @@ return (add_1,)
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
 from math import prod
 from typing import Any, ClassVar
 
@@ -34,47 +32,10 @@ from ..ir.alias import owner
 from ..ir.layout import has_symbols, refresh
 from ..ir.program import Program, bind, shape, val
 from ..ir.rewrite import Accuracy, Match, Pass, Refusal
-from ..ir.stages import STAGES, Stage, placement, stage_name, stages
+from ..ir.stages import Stage, placement, stages
+from ..ir.sums import Sum, added, ordered
 
 aten = torch.ops.aten
-
-_RANKS = {name: rank for rank, name in enumerate(STAGES)}
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """A term (`node`), or the sum of two `parts`. `held` is how many numbers keeping it takes."""
-
-    shape: tuple[int, ...]
-    stage: Stage
-    held: int
-    node: fx.Node | None = None
-    parts: tuple[_Sum, ...] = ()
-
-    @property
-    def rank(self) -> int:
-        return _RANKS[stage_name(self.stage)]
-
-    def sums(self) -> Iterator[_Sum]:
-        """All additions."""
-        for part in self.parts:
-            yield from part.sums()
-        if self.parts:
-            yield self
-
-    def work(self) -> tuple[int, int]:
-        """How many numbers are added: in the last stage, and in all."""
-        added = Counter[bool]()
-        for each in self.sums():
-            added[each.rank == self.rank] += prod(each.shape)
-        return added[True], added.total()
-
-    def kept(self) -> Counter[int]:
-        """How many numbers the last stage reads from each earlier one."""
-        kept = Counter[int]()
-        for part in (part for each in self.sums() if each.rank == self.rank for part in each.parts):
-            kept[part.rank] += part.held if part.rank < self.rank else 0
-        return kept
 
 
 @dataclass(frozen=True)
@@ -108,9 +69,9 @@ class ReassociateSums(Pass):
                 f"the sum has {len(match.nodes) + 2} terms, more than max_terms={self.max_terms}", match.root
             )
         total = _tree(match.root, match["known"])
-        better = _ordered(total)
-        (last, added), (last_before, added_before) = better.work(), total.work()
-        if not (last <= last_before and added <= added_before and (last, added) != (last_before, added_before)):
+        better = ordered(total)
+        now, before = better.work(), total.work()
+        if now == before or any(new > old for new, old in zip(now, before, strict=True)):
             return Refusal("no other order adds fewer numbers", match.root)
         if not better.kept() <= total.kept():
             return Refusal("the order that adds fewer numbers keeps more of them", match.root)
@@ -118,7 +79,7 @@ class ReassociateSums(Pass):
 
     def rewrite(self, program: Program, match: Match) -> None:
         node = match.root
-        better = _ordered(_tree(node, match["known"]))
+        better = ordered(_tree(node, match["known"]))
         node.args, node.kwargs = tuple(_built(program, part, node) for part in better.parts), {}
         for entry in match.nodes:
             program.graph.erase_node(entry)
@@ -156,38 +117,15 @@ def _inner(node: fx.Node) -> Iterator[fx.Node]:
             yield from _inner(source)
 
 
-def _tree(node: fx.Node, known: dict[fx.Node, Stage]) -> _Sum:
+def _tree(node: fx.Node, known: dict[fx.Node, Stage]) -> Sum:
     """A sum as it is written."""
     parts = [
         _tree(source, known)
         if _joined(source, node)
-        else _Sum(shape(source), known[source], min(map(prod, (shape(source), shape(owner(source))))), source)
+        else Sum(shape(source), known[source], min(map(prod, (shape(source), shape(owner(source))))), source)
         for source in (bind(node)["self"], bind(node)["other"])
     ]
-    return _added(*parts)
-
-
-def _added(one: _Sum, two: _Sum) -> _Sum:
-    sizes = tuple(torch.broadcast_shapes(one.shape, two.shape))
-    return _Sum(sizes, one.stage | two.stage, prod(sizes), None, (one, two))
-
-
-def _ordered(total: _Sum) -> _Sum:
-    """The same terms, always adding the two whose sum is known first, of these the smallest."""
-    terms = [part for each in total.sums() for part in each.parts if part.node is not None]
-    terms.sort(key=lambda term: (-term.rank, term.node))
-    while len(terms) > 1:
-        pairs = [(one, two, _added(one, two)) for one, two in combinations(terms, 2)]
-        open_ = [pair for pair in pairs if pair[2].rank == total.rank or _fits(*pair)]
-        one, two, both = min(open_, key=lambda pair: (pair[2].rank, prod(pair[2].shape)))
-        terms[terms.index(one)] = both
-        terms.remove(two)
-    return terms[0]
-
-
-def _fits(one: _Sum, two: _Sum, both: _Sum) -> bool:
-    """Whether keeping the sum takes no more than keeping one of the two in the same stage."""
-    return any(part.stage == both.stage and both.held <= part.held for part in (one, two))
+    return added(*parts)
 
 
 def _built(program: Program, part: _Sum, root: fx.Node) -> fx.Node:

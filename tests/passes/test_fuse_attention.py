@@ -101,7 +101,8 @@ def test_scale_in_front() -> None:
 def test_strided_operands() -> None:
     def attention(x: Tensor) -> Tensor:
         q, k, v = (part.transpose(1, 2) for part in x.unflatten(-1, (2, 12)).split(4, -1))
-        return ((q @ k.permute(0, 1, 3, 2)) / 2).softmax(-1) @ v
+        mixed: Tensor = ((q @ k.permute(0, 1, 3, 2)) / 2).softmax(-1) @ v
+        return mixed
 
     before = trace(attention, torch.randn(3, 7, 24)).program
     after = check_pass(EVERY, before).program

@@ -96,7 +96,8 @@ def test_any_sum(terms: list[tuple[str, list[bool]]], order: object) -> None:
         f"x{number}": f"{role} f32{[n if full else 1 for n, full in zip(sizes[-len(dims) :], dims, strict=True)] if dims else []}"
         for number, (role, dims) in enumerate(terms)
     }
-    names, lines = list(inputs), []
+    names = list(inputs)
+    lines: list[str] = []
     while len(names) > 1:
         one, two = (names.pop(order.randrange(len(names))) for _ in range(2))  # type: ignore[attr-defined]
         names.append(f"add{len(lines)}")
