@@ -1,11 +1,9 @@
 """``softmax(q @ kᵀ · s + m) @ v  →  scaled_dot_product_attention(q, k, v, m, scale=s)``.
 
 where: nobody else reads the scores or their softmax, which runs over the keys; s is made of Python numbers, before or
-    after the product; m is added after scaling, or fills with a number so low that the score it replaces would vanish
-    beside it; q, k and v have one dtype and width; the scores depend on what the result depends on, so that nothing
-    that could be kept from an earlier stage moves into a later.
-because: the scores are computed, exponentiated and used block by block in cache. Written out they are as many as queries
-    times keys, and memory reads and writes them at every operation. Small ones never leave the cache: see `min_bytes`.
+    after the product; m is added after scaling, or fills with a number beside which any score would vanish; q, k and v
+    have one dtype and width; nothing that could be kept from an earlier stage moves into a later.
+because: the scores, queries times keys in number, are computed, exponentiated and used block by block in cache.
 
 >>> from graphopt.testing import sketch
 >>> before = sketch('''
@@ -45,6 +43,7 @@ from ..ir.stages import placement, stage_name, stages
 
 aten = torch.ops.aten
 
+_FUSED = aten.scaled_dot_product_attention.default
 _LARGE = 1e16  # beyond the magnitude of any score
 
 
@@ -105,11 +104,10 @@ class FuseAttention(Pass):
         sources = ((query, outer), (key, outer), (found.value, shape(node)[:-2]))
         args = [_arranged(program, source, lead, pair, node) for source, lead in sources]
         mask = _mask(program, found, dtype(node), node)
-        fused = aten.scaled_dot_product_attention.default
         if (*pair, *shape(node)[-2:]) == shape(node):
-            node.target, node.args, node.kwargs = fused, (*args, mask), {"scale": scale}
+            node.target, node.args, node.kwargs = _FUSED, (*args, mask), {"scale": scale}
         else:
-            attention = program.call(fused, *args, mask, scale=scale, before=node)
+            attention = program.call(_FUSED, *args, mask, scale=scale, before=node)
             attention._rename("attention")
             node.target, node.args, node.kwargs = aten.reshape.default, (attention, list(shape(node))), {}
         while (last := last.next) is not node:
@@ -123,9 +121,8 @@ class FuseAttention(Pass):
 
 def _remove_dead(program: Program, nodes: list[fx.Node]) -> None:
     """Remove what nobody reads any more: the turned keys, scaled queries."""
-    for node in nodes:
+    for node, below in [(node, node.all_input_nodes) for node in nodes]:
         if node.op == "call_function" and not (node.users or node._erased or has_effect(node)):
-            below = node.all_input_nodes
             program.graph.erase_node(node)
             _remove_dead(program, below)
 
@@ -156,8 +153,7 @@ def _mask(program: Program, found: Written, kind: torch.dtype, node: fx.Node) ->
         elif dtype(mask) != kind:
             mask = program.call(aten._to_copy.default, mask, dtype=kind, before=node)
         if len(shape(mask)) != 4:
-            sizes = [1, 1, 1, 1, *shape(mask)][-4:]
-            mask = program.call(aten.reshape.default, mask, sizes, before=node)
+            mask = program.call(aten.reshape.default, mask, [1, 1, 1, 1, *shape(mask)][-4:], before=node)
         total = mask if total is None else program.call(aten.add.Tensor, total, mask, before=node)
     return total
 

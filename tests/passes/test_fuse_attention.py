@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from diffusers.models.attention_processor import Attention, AttnProcessor
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.ir.program import Program, bind
@@ -145,6 +145,7 @@ def test_dtypes(kind: torch.dtype) -> None:
         assert check_pass(EVERY, trace(attention, *states).program).fired == 1
 
 
+@settings(max_examples=20)  # each is exported
 @given(
     batch=st.lists(st.integers(1, 3), max_size=3),
     sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
