@@ -5,11 +5,13 @@ from __future__ import annotations
 from graphopt.ir.rewrite import Pass
 from graphopt.passes import (
     FoldConstants,
+    FuseAttention,
     FusePointwise,
     Hoist,
     MergeCommon,
     MergeLinears,
     PackWeights,
+    ReassociateSums,
     RemoveDead,
     ShareCalls,
     SimplifyIdentities,
@@ -22,6 +24,11 @@ _clean: tuple[Pass, ...] = (
     SimplifyViews(),  # before identities: a copy of a view that is gone is a copy of a fresh value
     SimplifyIdentities(),  # before merging: two ways of writing nothing must not keep equal values apart
     MergeCommon(),  # before everything that moves work: a value that two places share is one value
+)
+_whole: tuple[Pass, ...] = (
+    FuseAttention(),  # on cleaned programs: copies and casts that are none hide the softmax from the products
+    ReassociateSums(),  # after attention, which adds masks to each other; before packing, which fuses additions
+    MergeCommon(),  # again: layers that add the same two masks or biases now share the sum
 )
 _place: tuple[Pass, ...] = (
     RemoveDead(),  # what the passes above left behind must not be kept
@@ -37,6 +44,7 @@ bitwise: tuple[Pass, ...] = (*_clean, *_place)
 # Rounding only; for targets that generate their own kernels, layouts and fusions.
 generated: tuple[Pass, ...] = (
     *_clean,
+    *_whole,
     MergeLinears(),  # after merging values: linears share an input only once equal inputs are one
     *_place,
 )
@@ -44,6 +52,7 @@ generated: tuple[Pass, ...] = (
 # Rounding only, within twice the original's own error; for torch's own kernels.
 exact: tuple[Pass, ...] = (
     *_clean,
+    *_whole,
     MergeLinears(),  # before packing, which hides the weights it would join
     PackWeights(max_terms=0),  # linear layers: packed convolutions are faster but less exact, see `packed`
     FusePointwise(),  # after packing: only packed kernels take an epilogue

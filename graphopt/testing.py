@@ -180,7 +180,7 @@ class _Grower:
             self.linear, self.linear, self.convolution, self.norm, self.attention, self.unary, self.unary, self.binary,
             self.binary, self.binary, self.identity, self.identity, self.identity, self.cast, self.view, self.view,
             self.view, self.slice, self.split, self.cat, self.again, self.again, self.boolean, self.integer,
-            self.constant, self.noise,
+            self.constant, self.noise, self.written, self.sums,
         ]  # fmt: skip
 
     def grow(self) -> None:
@@ -264,6 +264,24 @@ class _Grower:
         turned = mixed and self.add(aten.transpose.int, mixed, 1, 2)
         if turned is not None:
             self.add(aten.view.default, turned, [2, -1, 8])
+
+    def written(self) -> None:
+        """Attention written out as products and a softmax, with a scale and often a mask."""
+        query, memory = (self.pick(lambda v: v.dtype == torch.float32 and v.ndim > 1) for _ in range(2))
+        turned = self.add(aten.transpose.int, memory, -2, -1)
+        scores = turned and self.add(aten.matmul.default, query, turned)
+        scaled = scores and self.add(self.of(aten.mul, aten.div).Tensor, scores, self.of(0.5, 2))
+        if scaled is not None and self.choose(2):
+            scaled = self.add(aten.add.Tensor, scaled, self.beside(scaled))
+        softmax = scaled and self.add(aten.softmax.int, scaled, self.of(-1, -1, -1, 0))
+        if softmax is not None:
+            self.add(aten.matmul.default, softmax, memory)
+
+    def sums(self) -> None:
+        """Terms of several roles, added one after the other."""
+        total: fx.Node | None = self.features()
+        for _ in range(2 + self.choose(3)):
+            total = total and self.add(aten.add.Tensor, total, self.beside(total))
 
     def unary(self) -> None:
         operators = aten.silu, aten.gelu, aten.tanh, aten.sin, aten.cos, aten.relu, aten.neg, aten.sigmoid

@@ -1,11 +1,13 @@
 """The passes, one file each, in no order: the order in which they run is that of a pipeline (`graphopt.pipelines`)."""
 
 from .fold_constants import FoldConstants
+from .fuse_attention import FuseAttention
 from .fuse_pointwise import FusePointwise
 from .hoist import Hoist
 from .merge_common import MergeCommon
 from .merge_linears import MergeLinears
 from .pack_weights import PackWeights
+from .reassociate_sums import ReassociateSums
 from .remove_dead import RemoveDead
 from .share_calls import ShareCalls
 from .simplify_identities import SimplifyIdentities
@@ -14,11 +16,13 @@ from .tabulate import Tabulate
 
 PASSES = (
     FoldConstants,
+    FuseAttention,
     FusePointwise,
     Hoist,
     MergeCommon,
     MergeLinears,
     PackWeights,
+    ReassociateSums,
     RemoveDead,
     ShareCalls,
     SimplifyIdentities,
@@ -29,11 +33,13 @@ PASSES = (
 __all__ = [
     "PASSES",
     "FoldConstants",
+    "FuseAttention",
     "FusePointwise",
     "Hoist",
     "MergeCommon",
     "MergeLinears",
     "PackWeights",
+    "ReassociateSums",
     "RemoveDead",
     "ShareCalls",
     "SimplifyIdentities",
