@@ -61,8 +61,8 @@ def compile(
 
     Returns
     -------
-    The same object (for an exported program its module, for a function one that runs it). Undo with `graphopt.restore`; see what was done with
-    `graphopt.report`. When compiling raises, everything is as it was before.
+    The same object (for an exported program its module, for a function one that runs it). Undo with
+    `graphopt.restore`; see what was done with `graphopt.report`. When compiling raises, everything is as it was before.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def _put_back(module: torch.nn.Module, call: Any) -> None:
 
 
 class _Builder:
-    """From one call to a `Built`; what `Installed` asks when no variant serves, or when it has learnt more of the calls."""
+    """From one call to a `Built`; asked when no variant serves, or when more was learnt of the calls."""
 
     def __init__(
         self, module: torch.nn.Module, name: str, observed: Mapping[str, Role] | None, roles: Mapping[str, str],

@@ -28,7 +28,6 @@ _clean: tuple[Pass, ...] = (
 _whole: tuple[Pass, ...] = (
     FuseAttention(),  # on cleaned programs: copies and casts that are none hide the softmax from the products
     ReassociateSums(),  # after attention, which adds masks to each other; before packing, which fuses additions
-    MergeCommon(),  # again: layers that add the same two masks or biases now share the sum
 )
 _place: tuple[Pass, ...] = (
     RemoveDead(),  # what the passes above left behind must not be kept

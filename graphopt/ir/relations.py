@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -60,7 +61,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Paired:
-    """Calls come in groups of `calls` with one state and time, and conditions of their own (separate guidance forwards)."""
+    """Calls come in groups of `calls` with one state and time: guidance branches that are called one after the other."""
 
     calls: int
 
@@ -184,7 +185,7 @@ def _cuts(value: Any, ranges: Sequence[Constant]) -> list[tuple[int, int, int | 
         return [(0, 0, None)]
     dim = ranges[0].dim
     edges = sorted({0, int(value.shape[dim]), *(edge for part in ranges for edge in (part.start, part.stop))})
-    return [(dim, start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+    return [(dim, start, stop) for start, stop in pairwise(edges)]
 
 
 def _replace(
