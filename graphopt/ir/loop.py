@@ -262,7 +262,7 @@ _SAME_PARTS = (aten._to_copy.default, aten.clone.default, aten.detach.default, a
 
 
 def repetitions(node: fx.Node) -> int:
-    """Of how many equal parts along its first dimension a value consists, as the operations that made it prove; 1 if none."""
+    """Of how many equal parts along its first dimension a value consists, as the operations before it prove; or 1."""
     if node.op != "call_function":
         return 1
     if node.target is aten.cat.default:

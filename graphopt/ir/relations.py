@@ -61,7 +61,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Paired:
-    """Calls come in groups of `calls` with one state and time: guidance branches that are called one after the other."""
+    """Calls come in groups of `calls` on one state and time: guidance branches, called one after the other."""
 
     calls: int
 
