@@ -3,8 +3,8 @@
 A stage is a set of roles. ``{}`` depends on weights alone, ``{condition}`` changes once per request, ``{time}`` takes
 one value per timestep of the schedule, anything with ``state`` changes every step; without ``condition`` it is common
 to the guidance branches of a step. The *stage* of a node is a fact; its *placement*
-(``node.meta["placement"]``) is a decision that passes take and price: a superset of the stage, and at least the union of
-the placements of its arguments. `split` then cuts the graph by placement.
+(``node.meta["placement"]``) is a decision that passes take and price: a superset of the stage, and at least the union
+of the placements of its arguments. `split` then cuts the graph by placement.
 """
 
 from __future__ import annotations
