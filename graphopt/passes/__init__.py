@@ -7,6 +7,7 @@ from .merge_common import MergeCommon
 from .merge_linears import MergeLinears
 from .pack_weights import PackWeights
 from .remove_dead import RemoveDead
+from .share_repeats import ShareRepeats
 from .simplify_identities import SimplifyIdentities
 from .simplify_views import SimplifyViews
 from .tabulate import Tabulate
@@ -19,6 +20,7 @@ PASSES = (
     MergeLinears,
     PackWeights,
     RemoveDead,
+    ShareRepeats,
     SimplifyIdentities,
     SimplifyViews,
     Tabulate,
@@ -33,6 +35,7 @@ __all__ = [
     "MergeLinears",
     "PackWeights",
     "RemoveDead",
+    "ShareRepeats",
     "SimplifyIdentities",
     "SimplifyViews",
     "Tabulate",
