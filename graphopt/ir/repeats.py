@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import gcd, prod
 from typing import Any, TypeAlias
 
@@ -22,9 +22,11 @@ from torch.utils._pytree import tree_map_only
 from graphopt.ir.effects import has_effect
 from graphopt.ir.layout import has_symbols
 from graphopt.ir.program import Program, bind, fake_mode, shape, val
+from graphopt.ir.shapes import RULES
 
 aten = torch.ops.aten
 Key: TypeAlias = "str | int"  # an argument: its name in the schema, its position where there is none
+Change: TypeAlias = Callable[[Any, int], Any]  # (value of an argument, number of parts) → its value for one part
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,16 @@ class Claim:
     ----------
     dim : of the result (of each, where there are several).
     carried : arguments of which one part suffices. The operation reads all others whole.
-    changes : arguments that are others for one part, by name.
+    changes : arguments that are others for one part, by name: how they follow from those for all parts.
     count : how many equal parts; 0: as many as the arguments carried have in common.
-    source : the node that is one part, where nothing has to be computed for it.
+    given : the first argument is one part: nothing has to be computed for it.
     """
 
     dim: int
     carried: frozenset[Key] = frozenset()
-    changes: Mapping[Key, Callable[[int], Any]] = field(default_factory=dict)
+    changes: Mapping[Key, Change] = field(default_factory=dict)
     count: int = 0
-    source: fx.Node | None = None
+    given: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,7 @@ class Repeat:
 
     Attributes
     ----------
-    carried, source : as in `Claim`.
-    changes : arguments that are others for one part: name → value.
+    carried, changes, given : as in `Claim`.
     target : the operator that computes one part; `reshape` where the strides of one part allow no `view`.
     value : the fake value of one part.
     """
@@ -62,8 +63,8 @@ class Repeat:
     dim: int
     count: int
     carried: frozenset[Key]
-    changes: Mapping[Key, Any]
-    source: fx.Node | None
+    changes: Mapping[Key, Change]
+    given: bool
     target: Callable[..., Any]
     value: Any
 
@@ -94,7 +95,12 @@ def carriers(node: fx.Node, repeat: Repeat) -> list[fx.Node]:
 def whole(node: fx.Node, repeat: Repeat) -> set[fx.Node]:
     """The argument nodes that are read whole."""
     rest = {name: value for name, value in bind(node).items() if name not in repeat.carried}
-    return set(_nodes([repeat.changes.get(name, value) for name, value in rest.items()]))
+    return set(_nodes([_changed(repeat, name, value) for name, value in rest.items()]))
+
+
+def _changed(repeat: Repeat, name: Key, value: Any) -> Any:
+    """An argument as one part needs it."""
+    return repeat.changes[name](value, repeat.count) if name in repeat.changes else value
 
 
 def arguments(
@@ -106,7 +112,7 @@ def arguments(
     def changed(name: Key, value: Any) -> Any:
         if name in repeat.carried:
             return tree_map_only(fx.Node, part, value)
-        return tree_map_only(fx.Node, other, repeat.changes.get(name, value))
+        return tree_map_only(fx.Node, other, _changed(repeat, name, value))
 
     names = [entry.name for entry in schema.arguments] if schema is not None else range(len(node.args))
     args = tuple(changed(name, value) for name, value in zip(names, node.args, strict=False))
@@ -115,18 +121,18 @@ def arguments(
 
 def _tried(node: fx.Node, claim: Claim, known: Known) -> Repeat | None:
     """The repetition that a rule claims, if one part can be computed and comes out as it should."""
-    bound, before = bind(node), val(node)
+    bound: dict[Any, Any] = bind(node)
+    before = val(node)
     sources = [known[source] for name in claim.carried for source in _nodes(bound[name])]
     count = claim.count or gcd(*(source.count for source in sources))
     # Fewer parts of more copies each: free where a part has size 1, else it would be another concatenation.
     if count < 2 or any(entry.count != count and entry.value.shape[entry.dim] != 1 for entry in sources):
         return None
-    changes = {name: change(count) for name, change in claim.changes.items()}
     target: Any = node.target
-    repeat = Repeat(claim.dim, count, claim.carried, changes, claim.source, target, None)
+    repeat = Repeat(claim.dim, count, claim.carried, claim.changes, claim.given, target, None)
     args, kwargs = arguments(node, repeat, lambda source: expanded(known[source], count), val)
     try:
-        value = target(*args, **kwargs)
+        value = RULES.get(target, target)(*args, **kwargs)
     except (RuntimeError, ValueError, IndexError):
         if target not in (aten.view.default, aten._unsafe_view.default):
             return None
@@ -135,7 +141,7 @@ def _tried(node: fx.Node, claim: Claim, known: Known) -> Repeat | None:
     pairs = zip(before, value, strict=True) if isinstance(before, list | tuple) else [(before, value)]
     if not all(one.dtype == all_.dtype and _part_of(all_, claim.dim, count) == one.shape for all_, one in pairs):
         return None
-    return Repeat(claim.dim, count, claim.carried, changes, claim.source, target, value)
+    return replace(repeat, target=target, value=value)
 
 
 def expanded(repeat: Repeat, count: int) -> Any:
@@ -175,21 +181,21 @@ def written_down(node: fx.Node) -> Iterator[Claim]:
         tensors = list(bound["tensors"])
         if period := _period(tensors):
             dim = bound["dim"] % max(1, len(shape(node)))
-            source = tensors[0] if period == 1 else None
-            yield Claim(dim, changes=_always("tensors", tensors[:period]), count=len(tensors) // period,
-                        source=source)  # fmt: skip
+            changes: dict[Key, Change] = {"tensors": lambda value, count: value[: len(value) // count]}
+            yield Claim(dim, changes=changes, count=len(tensors) // period, given=period == 1)
     elif node.target is aten.repeat.default:
         times = list(bound["repeats"])
         for dim in [d for d, n in enumerate(times) if n > 1][:1]:
             ones = [1 if d == dim else n for d, n in enumerate(times)]
-            yield Claim(dim, changes=_always("repeats", ones), count=times[dim], source=_same(bound["self"], ones))
+            yield Claim(
+                dim, changes=_always("repeats", ones), count=times[dim], given=ones == [1] * len(shape(bound["self"]))
+            )
     elif node.target is aten.expand.default:
         sizes, given = list(shape(node)), shape(bound["self"])
         new = len(sizes) - len(given)
         for dim in [d for d, n in enumerate(sizes) if n > 1 and (d < new or given[d - new] == 1)][:1]:
             once = [1 if d == dim else n for d, n in enumerate(sizes)]
-            source = bound["self"] if once == list(given) else None
-            yield Claim(dim, changes=_always("size", once), count=sizes[dim], source=source)
+            yield Claim(dim, changes=_always("size", once), count=sizes[dim], given=once == list(given))
     elif node.target in (aten.full.default, aten.zeros.default, aten.ones.default):
         sizes = list(shape(node))
         for dim in [d for d, n in enumerate(sizes) if n > 1][:1]:
@@ -197,19 +203,15 @@ def written_down(node: fx.Node) -> Iterator[Claim]:
             yield Claim(dim, changes=_always("size", once), count=sizes[dim])
 
 
-def _always(name: str, value: list[Any]) -> dict[Key, Callable[[int], Any]]:
-    """One argument changed, however many parts there are."""
-    return {name: lambda count: value}
+def _always(name: str, value: list[int]) -> dict[Key, Change]:
+    """One argument replaced, whatever it was."""
+    return {name: lambda was, count: value}
 
 
 def _period(entries: list[Any]) -> int:
     """The length of the shortest list that gives `entries` when it is written several times over; 0 if none does."""
     lengths = (n for n in range(1, len(entries)) if len(entries) % n == 0)
     return next((n for n in lengths if entries == entries[:n] * (len(entries) // n)), 0)
-
-
-def _same(source: fx.Node, times: list[int]) -> fx.Node | None:
-    return source if times == [1] * len(shape(source)) else None
 
 
 # -- what carries them on --------------------------------------------------------------------------------------------
@@ -307,21 +309,21 @@ def _regrouped(*sizes: str) -> Rule:
         old, new, repeat = shape(source), shape(node), known[source]
         for dim, size in enumerate(new):
             if prod(new[:dim]) == prod(old[: repeat.dim]) and (count := gcd(size, repeat.count)) > 1:
-                changes = {name: _resized(bound, name, dim, new) for name in sizes}
+                changes: dict[Key, Change] = {name: _resized(bound, name, dim, new) for name in sizes}
                 yield Claim(dim, frozenset({"self"}), changes, count)
 
     return rule
 
 
-def _resized(bound: dict[Any, Any], name: str, dim: int, new: tuple[int, ...]) -> Callable[[int], list[int]]:
+def _resized(bound: dict[Any, Any], name: str, dim: int, new: tuple[int, ...]) -> Change:
     """Sizes of one part; an `unflatten` names only some of them."""
 
-    def sizes(count: int) -> list[int]:
+    def sizes(was: list[int], count: int) -> list[int]:
         every = [size // count if d == dim else size for d, size in enumerate(new)]
         if name != "sizes":
             return every
         first = bound["dim"] % len(shape(bound["self"]))
-        return every[first : first + len(bound["sizes"])]
+        return every[first : first + len(was)]
 
     return sizes
 
@@ -375,6 +377,10 @@ def _shrinks(bound: dict[Any, Any]) -> bool:
     return not bound["keepdim"]
 
 
+def _all_but(last: int) -> Callable[[dict[Any, Any], int], int]:
+    return lambda bound, rank: rank - last
+
+
 def _rules() -> dict[Any, Rule]:
     found: dict[Any, Rule] = {
         aten.linear.default: _leading("input", lambda bound, rank: rank - 1),
@@ -414,9 +420,8 @@ def _rules() -> dict[Any, Rule]:
                 found[resize.vec] = _leading("input", lambda bound, rank: 2)
     for n in (1, 2, 3):
         for kind in ("avg_pool", "max_pool", "adaptive_avg_pool"):
-            found[getattr(aten, f"{kind}{n}d").default] = _leading("self", lambda bound, rank, n=n: rank - n)
-    shuffles = (aten.pixel_shuffle.default, aten.pixel_unshuffle.default)
-    found |= dict.fromkeys(shuffles, _leading("self", lambda bound, rank: rank - 3))
+            found[getattr(aten, f"{kind}{n}d").default] = _leading("self", _all_but(n))
+    found |= dict.fromkeys((aten.pixel_shuffle.default, aten.pixel_unshuffle.default), _leading("self", _all_but(3)))
     regroupings = (
         aten.flatten.using_ints, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
     )  # fmt: skip

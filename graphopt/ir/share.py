@@ -70,7 +70,7 @@ class _Rates:
     def gain(self, node: fx.Node) -> int:
         """Bytes whose moving takes as long as the work saved by computing one part of `node`."""
         repeat = self.known[node]
-        if repeat.source is not None:
+        if repeat.given:
             return self.copy(node, repeat)  # the repetition itself, which stands in the graph already
         sources = carriers(node, repeat)
         expansions = sum(self.known[source].count != repeat.count for source in sources)
@@ -84,16 +84,15 @@ class _Rates:
         return int(copied) + self.dispatch_bytes
 
     def unpaid(self, group: list[fx.Node]) -> str:
-        taken = [node for node in group if self.known[node].carried]
-        if not taken:
-            return "none of its readers treats its parts alike"
-        saved = sum(self.gain(node) for node in taken)
+        saved = sum(max(0, self.gain(node)) for node in group if self.known[node].carried)
+        if not saved:
+            return "no operation that reads it can be done for one part alone"
         return f"sharing saves at most the work of moving {saved} bytes, less than copies for those outside cost"
 
 
 def expands(node: fx.Node, repeat: Repeat) -> bool:
     """Whether an expansion of one part, a view, will do as the whole; a result has memory of its own."""
-    one: bool = repeat.value.shape[repeat.dim] == 1
+    one = isinstance(repeat.value, torch.Tensor) and repeat.value.shape[repeat.dim] == 1
     return one and all(user.op != "output" for user in node.users)
 
 

@@ -10,6 +10,7 @@ from .remove_dead import RemoveDead
 from .share_repeats import ShareRepeats
 from .simplify_identities import SimplifyIdentities
 from .simplify_views import SimplifyViews
+from .split_concat import SplitConcat
 from .tabulate import Tabulate
 
 PASSES = (
@@ -23,6 +24,7 @@ PASSES = (
     ShareRepeats,
     SimplifyIdentities,
     SimplifyViews,
+    SplitConcat,
     Tabulate,
 )
 
@@ -38,5 +40,6 @@ __all__ = [
     "ShareRepeats",
     "SimplifyIdentities",
     "SimplifyViews",
+    "SplitConcat",
     "Tabulate",
 ]

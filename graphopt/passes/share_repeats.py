@@ -72,7 +72,7 @@ class ShareRepeats(Pass):
         for node in inside:
             repeat = known[node]
             outside, view = _outside(node, known, inside), expands(node, repeat)
-            if repeat.source is not None:
+            if repeat.given:
                 repeated[node] = node  # stays as it is, for those outside
                 continue
             before = val(node)
@@ -100,7 +100,7 @@ class _Parts:
 
     def __call__(self, source: fx.Node) -> fx.Node:
         repeat, count = self.known[source], self.known[self.node].count
-        part = source if repeat.source is None else repeat.source
+        part = source.all_input_nodes[0] if repeat.given else source
         if repeat.count == count:
             return part
         return _placed(self.program.call(aten.expand.default, part, fewer(repeat, count), before=self.node), source)
