@@ -11,8 +11,10 @@ from graphopt.passes import (
     MergeLinears,
     PackWeights,
     RemoveDead,
+    ShareRepeats,
     SimplifyIdentities,
     SimplifyViews,
+    SplitConcat,
     Tabulate,
 )
 
@@ -21,6 +23,11 @@ _clean: tuple[Pass, ...] = (
     SimplifyViews(),  # before identities: a copy of a view that is gone is a copy of a fresh value
     SimplifyIdentities(),  # before merging: two ways of writing nothing must not keep equal values apart
     MergeCommon(),  # before everything that moves work: a value that two places share is one value
+)
+_relations: tuple[Pass, ...] = (
+    ShareRepeats(),  # after merging values: halves are equal only once equal inputs are one
+    SplitConcat(),  # after sharing, which takes the repetition away from around a concatenation
+    ShareRepeats(),  # again: a layer split from its condition may be left with a repeated state alone
 )
 _place: tuple[Pass, ...] = (
     RemoveDead(),  # what the passes above left behind must not be kept
@@ -35,6 +42,7 @@ bitwise: tuple[Pass, ...] = (*_clean, *_place)
 # Rounding only; for targets that generate their own kernels, layouts and fusions.
 generated: tuple[Pass, ...] = (
     *_clean,
+    *_relations,  # before merging: layers are joined at the size that they will have
     MergeLinears(),  # after merging values: linears share an input only once equal inputs are one
     *_place,
 )
@@ -42,6 +50,7 @@ generated: tuple[Pass, ...] = (
 # Rounding only, within twice the original's own error; for torch's own kernels.
 exact: tuple[Pass, ...] = (
     *_clean,
+    *_relations,  # before packing, which hides weights and depends on the size of the batch
     MergeLinears(),  # before packing, which hides the weights it would join
     PackWeights(max_terms=0),  # linear layers: packed convolutions are faster but less exact, see `packed`
     FusePointwise(),  # after packing: only packed kernels take an epilogue

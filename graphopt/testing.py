@@ -320,7 +320,8 @@ class _Grower:
 
     def repeated(self) -> None:
         """What guidance does: a batch of equal parts, and layers that share what the parts have in common."""
-        source = self.of(self.features(), self.pick(lambda value: value.ndim == 4 and value.shape[1] == 4))
+        image = self.pick(lambda value: value.dtype == torch.float32 and value.ndim == 4 and value.shape[1] == 4)
+        source = self.of(self.features(), image)
         parts = [source] * (2 + self.choose(2))
         batch = self.of(
             self.add(aten.cat.default, parts, self.choose(source.meta["val"].ndim or 1)),
