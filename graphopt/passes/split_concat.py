@@ -1,10 +1,9 @@
 """``linear(cat(x, c), w, b)  →  linear(c, w_c, b) + linear(x, w_x)``, and the same for convolutions.
 
-where: the concatenation lies along the features or channels that the layer sums over; some of its parts are known in an
-    earlier stage than others; weight and bias depend on weights alone, so that slicing happens once; one group.
-because: inpainting, image-to-video and control models concatenate the latents with a mask or an image that stays the
-    same for the whole request. Its product, bias included, is hoisted; an addition remains in the step. What the step
-    saves is weighed against that in the units of `graphopt.ir.price`.
+where: the parts lie along what the layer sums over, in one group; some are known in an earlier stage than others; weight
+    and bias depend on weights alone, so that slicing happens once.
+because: inpainting and image-to-video models concatenate the latents with a mask or an image that stays the same for
+    the whole request. Its product is hoisted; an addition remains. `graphopt.ir.price` says what either is worth.
 
 >>> from graphopt.testing import sketch
 >>> before = sketch('''
@@ -39,10 +38,7 @@ from ..ir.rewrite import Accuracy, Match, Pass, Refusal
 from ..ir.stages import STAGES, WEIGHTS, Stage, stage_name, stages
 
 aten = torch.ops.aten
-_CONVOLUTIONS = (
-    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding,
-    aten.conv3d.padding,
-)  # fmt: skip
+_CONVOLUTIONS = tuple(op for conv in (aten.conv1d, aten.conv2d, aten.conv3d) for op in (conv.default, conv.padding))
 
 
 # A part of a concatenation, and its first and last channel in the whole, the last exclusive.
@@ -101,9 +97,8 @@ class SplitConcat(Pass):
         share = early / shape(source)[_dim(source)]
         read = nbytes(val(source)) + nbytes(val(bind(node)["weight"]))
         work = share * (node_cost(node).flops / self.flops_per_byte + read)
-        if len(source.users) == 1:  # what remains of the concatenation
-            alone = len(groups[-1]) == 1
-            work += nbytes(val(source)) * (1 if alone else share) + alone * self.dispatch_bytes
+        if len(source.users) == 1:  # the concatenation is shorter, or gone
+            work += self.dispatch_bytes + nbytes(val(source)) if len(groups[-1]) == 1 else nbytes(val(source)) * share
         return int(work)
 
     def rewrite(self, program: Program, match: Match) -> None:
@@ -118,9 +113,16 @@ class SplitConcat(Pass):
         program.touch(node)
         while (first := first.next) is not node:
             first.meta.update({key: node.meta[key] for key in ("placement",) if key in node.meta})
-        if not source.users:
-            program.graph.erase_node(source)
+        _erase_unread(program, source)
         refresh(program, [node])
+
+
+def _erase_unread(program: Program, source: fx.Node) -> None:
+    if source.target is aten.cat.default and not source.users and not source._erased:
+        inputs = source.all_input_nodes
+        program.graph.erase_node(source)
+        for part in inputs:
+            _erase_unread(program, part)
 
 
 def _product(program: Program, node: fx.Node, group: list[_Piece], bias: fx.Node | None) -> fx.Node:
@@ -145,9 +147,7 @@ def _dim(source: fx.Node) -> int:
 
 def _summed(node: fx.Node) -> int:
     """The dimension of its input that a layer sums over. A convolution's input may come without a batch."""
-    bound = bind(node)
-    spatial = 0 if node.target is aten.linear.default else len(shape(bound["weight"])) - 2
-    return len(shape(bound["input"])) - 1 - spatial
+    return len(shape(bind(node)["input"])) + 1 - len(shape(bind(node)["weight"]))
 
 
 def _pieces(source: fx.Node) -> Iterator[_Piece]:

@@ -26,7 +26,8 @@ def joined(program: Program, name: str, sizes: dict[Role, int], dim: int = 1) ->
     """An input becomes ``cat`` of smaller ones, one per role, of these sizes in `dim`: inpainting."""
     program = program.copy()
     node, first = _input(program, name), next(program.calls())
-    parts, values, entries = [], [], []
+    parts: list[fx.Node] = []
+    values, entries = [], []
     for role, size in sizes.items():
         values.append(_fake(program, node, [size if d == dim else n for d, n in enumerate(val(node).shape)]))
         with program.graph.inserting_before(node):

@@ -1,4 +1,3 @@
-inner = ops.aten.cat.default([x, c], -1)  # f32[4, 14]
 slice_tensor = ops.aten.slice.Tensor(w, 1, 17, 18)  # f32[5, 1] strides (20, 1)
 clone_default = ops.aten.clone.default(slice_tensor, memory_format=torch.contiguous_format)  # f32[5, 1]
 linear_default = ops.aten.linear.default(w_part, clone_default, b)  # f32[4, 5]
