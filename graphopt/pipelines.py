@@ -14,8 +14,10 @@ from graphopt.passes import (
     ReassociateSums,
     RemoveDead,
     ShareCalls,
+    ShareRepeats,
     SimplifyIdentities,
     SimplifyViews,
+    SplitConcat,
     Tabulate,
 )
 
@@ -28,6 +30,11 @@ _clean: tuple[Pass, ...] = (
 _whole: tuple[Pass, ...] = (
     FuseAttention(),  # on cleaned programs: copies and casts that are none hide the softmax from the products
     ReassociateSums(),  # after attention, which adds masks to each other; before packing, which fuses additions
+)
+_relations: tuple[Pass, ...] = (
+    ShareRepeats(),  # after merging values: halves are equal only once equal inputs are one
+    SplitConcat(),  # after sharing, which takes the repetition away from around a concatenation
+    ShareRepeats(),  # again: a layer split from its condition may be left with a repeated state alone
 )
 _place: tuple[Pass, ...] = (
     RemoveDead(),  # what the passes above left behind must not be kept
@@ -44,6 +51,7 @@ bitwise: tuple[Pass, ...] = (*_clean, *_place)
 generated: tuple[Pass, ...] = (
     *_clean,
     *_whole,
+    *_relations,  # before merging: layers are joined at the size that they will have
     MergeLinears(),  # after merging values: linears share an input only once equal inputs are one
     *_place,
 )
@@ -52,6 +60,7 @@ generated: tuple[Pass, ...] = (
 exact: tuple[Pass, ...] = (
     *_clean,
     *_whole,
+    *_relations,  # before packing, which hides weights and depends on the size of the batch
     MergeLinears(),  # before packing, which hides the weights it would join
     PackWeights(max_terms=0),  # linear layers: packed convolutions are faster but less exact, see `packed`
     FusePointwise(),  # after packing: only packed kernels take an epilogue

@@ -180,7 +180,7 @@ class _Grower:
             self.linear, self.linear, self.convolution, self.norm, self.attention, self.unary, self.unary, self.binary,
             self.binary, self.binary, self.identity, self.identity, self.identity, self.cast, self.view, self.view,
             self.view, self.slice, self.split, self.cat, self.again, self.again, self.boolean, self.integer,
-            self.constant, self.noise, self.written, self.sums,
+            self.constant, self.noise, self.written, self.sums, self.repeated, self.mixed,
         ]  # fmt: skip
 
     def grow(self) -> None:
@@ -335,6 +335,31 @@ class _Grower:
         rows = first.meta["val"].shape[:-1]
         others = [self.pick(lambda v: v.ndim > 0 and v.shape[:-1] == rows) for _ in range(self.choose(3))]
         self.add(aten.cat.default, [first, *others], -1)
+
+    def repeated(self) -> None:
+        """What guidance does: a batch of equal parts, and layers that share what the parts have in common."""
+        image = self.pick(lambda value: value.dtype == torch.float32 and value.ndim == 4 and value.shape[1] == 4)
+        source = self.of(self.features(), image)
+        parts = [source] * (2 + self.choose(2))
+        batch = self.of(
+            self.add(aten.cat.default, parts, self.choose(source.meta["val"].ndim or 1)),
+            self.add(aten.cat.default, parts),
+            self.add(aten.expand.default, source, [len(parts), *source.meta["val"].shape]),
+        )
+        if batch is not None and self.choose(2):
+            self.add(aten.linear.default, batch, self.weight("w_linear"), self.weight("w_bias"))
+            self.add(aten.conv2d.default, batch, self.weight("w_conv"), None, [1, 1], [1, 1])
+
+    def mixed(self) -> None:
+        """What inpainting does: inputs of different roles side by side, then a layer."""
+        weights = self.weight("w_linear"), self.weight("w_project")
+        table = self.add(aten.cat.default, list(weights), 1)
+        prompt, mask = self.weight("prompt"), self.weight("x")
+        rows = [self.add(aten.slice.Tensor, source, 1, 0, 5) for source in (mask, prompt)]
+        parts = [self.of(*rows), self.of(*rows)]
+        joined = table and all(rows) and self.add(aten.cat.default, parts, self.of(-1, 2, 1))
+        if joined is not None:
+            self.add(aten.linear.default, joined, table, self.of(None, self.weight("w_bias")))
 
     def again(self) -> None:
         """An operation that is there already."""

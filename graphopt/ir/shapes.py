@@ -1,4 +1,4 @@
-"""What torch does not say about operators that take or give packed weights: their shapes, and their meaning in float64.
+"""What torch does not say about operators: shapes, above all of those with packed weights, and meaning in float64.
 
 A packed weight is opaque (only oneDNN knows where its numbers lie); its recorded value has the logical shape and dtype,
 and so the right number of bytes.
@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional
 
+aten = torch.ops.aten
 mkldnn = torch.ops.mkldnn
 Tensor = torch.Tensor
 
@@ -26,6 +28,15 @@ def _linear_binary(source: Tensor, other: Tensor, weight: Tensor, *args: Any) ->
 
 def _convolution_binary(source: Tensor, other: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(other, memory_format=torch.channels_last)
+
+
+def _view(source: Tensor, size: list[int]) -> Tensor:
+    """Raises where strides allow no such view: fake tensors let some pass where dimensions of size 1 lie between."""
+    if all(isinstance(entry, int) for entry in (*source.shape, *source.stride(), *size)):
+        with unset_fake_temporarily():
+            torch.empty_strided(source.shape, source.stride(), device="meta").view(size)
+    result: Tensor = aten.view.default(source, size)
+    return result
 
 
 # -- meaning ---------------------------------------------------------------------------------------------------------
@@ -71,10 +82,10 @@ def _convolve_plus(
     return functional.conv2d(x, weight, bias, stride, padding, dilation, groups) + other
 
 
-RULES: dict[Any, Callable[..., Any]] = {}
+RULES: dict[Any, Callable[..., Any]] = {aten.view.default: _view}
 MEANING: dict[Any, Callable[..., Any]] = {}
 if torch.backends.mkldnn.is_available():
-    RULES = {
+    RULES |= {
         mkldnn._reorder_linear_weight.default: _packed,
         mkldnn._reorder_convolution_weight.default: _packed,
         mkldnn._linear_pointwise.binary: _linear_binary,

@@ -112,7 +112,7 @@ def _example(value: Any, weight: bool, generator: torch.Generator) -> Any:
     size = [int(n) for n in value.shape]
     if value.dtype.is_floating_point or value.dtype.is_complex:
         drawn = torch.randn(size, generator=generator, dtype=torch.float64)
-        fan_in = max(1, drawn[0].numel()) if weight and drawn.ndim > 1 else 1
+        fan_in = max(1, drawn[:1].numel()) if weight and drawn.ndim > 1 else 1
         return torch.empty_strided(size, value.stride(), dtype=value.dtype).copy_(drawn / fan_in**0.5)
     if value.dtype == torch.bool:
         return torch.rand(size, generator=generator) < 0.5

@@ -10,8 +10,10 @@ from .pack_weights import PackWeights
 from .reassociate_sums import ReassociateSums
 from .remove_dead import RemoveDead
 from .share_calls import ShareCalls
+from .share_repeats import ShareRepeats
 from .simplify_identities import SimplifyIdentities
 from .simplify_views import SimplifyViews
+from .split_concat import SplitConcat
 from .tabulate import Tabulate
 
 PASSES = (
@@ -25,8 +27,10 @@ PASSES = (
     ReassociateSums,
     RemoveDead,
     ShareCalls,
+    ShareRepeats,
     SimplifyIdentities,
     SimplifyViews,
+    SplitConcat,
     Tabulate,
 )
 
@@ -42,7 +46,9 @@ __all__ = [
     "ReassociateSums",
     "RemoveDead",
     "ShareCalls",
+    "ShareRepeats",
     "SimplifyIdentities",
     "SimplifyViews",
+    "SplitConcat",
     "Tabulate",
 ]

@@ -1,0 +1,32 @@
+conv2d = ops.aten.conv2d.default(sample, p_patch_weight, p_patch_bias, [2, 2])  # f32[1, 8, 4, 4]
+view = ops.aten.view.default(conv2d, [1, 8, 16])  # f32[1, 8, 16]
+transpose = ops.aten.transpose.int(view, 1, 2)  # f32[1, 16, 8] strides (128, 1, 16)
+add = ops.aten.add.Tensor(transpose, p_position)  # f32[1, 16, 8] strides (128, 1, 16)
+unsqueeze = ops.aten.unsqueeze.default(timestep, 1)  # i64[1, 1]
+_to_copy = ops.aten._to_copy.default(unsqueeze, dtype=torch.float32)  # f32[1, 1]
+linear = ops.aten.linear.default(_to_copy, p_time_weight, p_time_bias)  # f32[1, 24]
+view_1 = ops.aten.view.default(linear, [1, 3, 8])  # f32[1, 3, 8]
+unsqueeze_1 = ops.aten.unsqueeze.default(p_table, 0)  # f32[1, 3, 8]
+add_1 = ops.aten.add.Tensor(view_1, unsqueeze_1)  # f32[1, 3, 8]
+split = ops.aten.split.Tensor(add_1, 1, 1)  # (f32[1, 1, 8], f32[1, 1, 8], f32[1, 1, 8])
+getitem = operator.getitem(split, 0)  # f32[1, 1, 8]
+getitem_1 = operator.getitem(split, 1)  # f32[1, 1, 8]
+getitem_2 = operator.getitem(split, 2)  # f32[1, 1, 8]
+layer_norm = ops.aten.layer_norm.default(add, [8], None, None, 1e-05, False)  # f32[1, 16, 8]
+add_2 = ops.aten.add.Tensor(getitem_1, 1)  # f32[1, 1, 8]
+mul = ops.aten.mul.Tensor(layer_norm, add_2)  # f32[1, 16, 8]
+add_3 = ops.aten.add.Tensor(mul, getitem)  # f32[1, 16, 8]
+linear_1 = ops.aten.linear.default(add_3, p_project_weight, p_project_bias)  # f32[1, 16, 24]
+split_1 = ops.aten.split.Tensor(linear_1, 8, -1)  # (f32[1, 16, 8] strides (384, 24, 1), f32[1, 16, 8] strides (384, 24, 1), f32[1, 16, 8] strides (384, 24, 1))
+getitem_3 = operator.getitem(split_1, 0)  # f32[1, 16, 8] strides (384, 24, 1)
+getitem_4 = operator.getitem(split_1, 1)  # f32[1, 16, 8] strides (384, 24, 1)
+getitem_5 = operator.getitem(split_1, 2)  # f32[1, 16, 8] strides (384, 24, 1)
+scaled_dot_product_attention = ops.aten.scaled_dot_product_attention.default(getitem_3, getitem_4, getitem_5)  # f32[1, 16, 8]
+mul_1 = ops.aten.mul.Tensor(getitem_2, scaled_dot_product_attention)  # f32[1, 16, 8]
+add_4 = ops.aten.add.Tensor(add, mul_1)  # f32[1, 16, 8] strides (128, 1, 16)
+repeated = ops.aten.expand.default(add_4, [2, 16, 8])  # f32[2, 16, 8] strides (0, 1, 16)
+linear_2 = ops.aten.linear.default(add_4, p_cross_weight, p_cross_bias)  # f32[1, 16, 8]
+repeated_1 = ops.aten.expand.default(linear_2, [2, 16, 8])  # f32[2, 16, 8] strides (0, 8, 1)
+scaled_dot_product_attention_1 = ops.aten.scaled_dot_product_attention.default(repeated_1, prompt, prompt)  # f32[2, 16, 8]
+add_5 = ops.aten.add.Tensor(repeated, scaled_dot_product_attention_1)  # f32[2, 16, 8] strides (128, 1, 16)
+return (add_5,)

@@ -1,0 +1,50 @@
+conv2d = ops.aten.conv2d.default(sample, p_first_weight, p_first_bias, [1, 1], [1, 1])  # f32[1, 8, 8, 8]
+unsqueeze = ops.aten.unsqueeze.default(timestep, 1)  # i64[1, 1]
+_to_copy = ops.aten._to_copy.default(unsqueeze, dtype=torch.float32)  # f32[1, 1]
+arange = ops.aten.arange.default(2.0, device=device('cpu'), pin_memory=False)  # f32[2]
+exp = ops.aten.exp.default(arange)  # f32[2]
+mul = ops.aten.mul.Tensor(_to_copy, exp)  # f32[1, 2]
+sin = ops.aten.sin.default(mul)  # f32[1, 2]
+cos = ops.aten.cos.default(mul)  # f32[1, 2]
+cat = ops.aten.cat.default([sin, cos], -1)  # f32[1, 4]
+linear = ops.aten.linear.default(cat, p_time_weight, p_time_bias)  # f32[1, 8]
+group_norm = ops.aten.group_norm.default(conv2d, 2, p_norm_weight, p_norm_bias, 1e-05, False)  # f32[1, 8, 8, 8]
+silu = ops.aten.silu.default(group_norm)  # f32[1, 8, 8, 8]
+unsqueeze_2 = ops.aten.view.default(linear, [1, 8, 1, 1])  # f32[1, 8, 1, 1]
+add = ops.aten.add.Tensor(silu, unsqueeze_2)  # f32[1, 8, 8, 8]
+conv2d_1 = ops.aten.conv2d.default(add, p_second_weight, p_second_bias, [1, 1], [1, 1])  # f32[1, 8, 8, 8]
+add_1 = ops.aten.add.Tensor(conv2d, conv2d_1)  # f32[1, 8, 8, 8]
+view = ops.aten.view.default(add_1, [1, 8, 64])  # f32[1, 8, 64]
+transpose = ops.aten.transpose.int(view, 1, 2)  # f32[1, 64, 8] strides (512, 1, 64)
+linear_1 = ops.aten.linear.default(transpose, p_query_weight, p_query_bias)  # f32[1, 64, 8]
+linear_2 = ops.aten.linear.default(transpose, p_key_weight, p_key_bias)  # f32[1, 64, 8]
+view_1 = ops.aten.view.default(linear_1, [1, 64, 2, 4])  # f32[1, 64, 2, 4]
+transpose_1 = ops.aten.transpose.int(view_1, 1, 2)  # f32[1, 2, 64, 4] strides (512, 4, 8, 1)
+view_2 = ops.aten.view.default(linear_2, [1, 64, 2, 4])  # f32[1, 64, 2, 4]
+transpose_2 = ops.aten.transpose.int(view_2, 1, 2)  # f32[1, 2, 64, 4] strides (512, 4, 8, 1)
+view_3 = ops.aten.view.default(transpose, [1, 64, 2, 4])  # f32[1, 64, 2, 4] strides (512, 1, 256, 64)
+transpose_3 = ops.aten.transpose.int(view_3, 1, 2)  # f32[1, 2, 64, 4] strides (512, 256, 1, 64)
+scaled_dot_product_attention = ops.aten.scaled_dot_product_attention.default(transpose_1, transpose_2, transpose_3)  # f32[1, 2, 64, 4]
+transpose_4 = ops.aten.transpose.int(scaled_dot_product_attention, 1, 2)  # f32[1, 64, 2, 4] strides (512, 4, 256, 1)
+clone = ops.aten.clone.default(transpose_4, memory_format=torch.contiguous_format)  # f32[1, 64, 2, 4]
+_unsafe_view = ops.aten._unsafe_view.default(clone, [1, 64, 8])  # f32[1, 64, 8]
+add_2 = ops.aten.add.Tensor(transpose, _unsafe_view)  # f32[1, 64, 8] strides (512, 1, 64)
+repeated = ops.aten.expand.default(add_2, [2, 64, 8])  # f32[2, 64, 8] strides (0, 1, 64)
+linear_3 = ops.aten.linear.default(prompt, p_key_weight, p_key_bias)  # f32[2, 5, 8]
+linear_4 = ops.aten.linear.default(prompt, p_value_weight, p_value_bias)  # f32[2, 5, 8]
+view_4 = ops.aten.view.default(linear_3, [2, 5, 2, 4])  # f32[2, 5, 2, 4]
+transpose_5 = ops.aten.transpose.int(view_4, 1, 2)  # f32[2, 2, 5, 4] strides (40, 4, 8, 1)
+view_5 = ops.aten.view.default(linear_4, [2, 5, 2, 4])  # f32[2, 5, 2, 4]
+transpose_6 = ops.aten.transpose.int(view_5, 1, 2)  # f32[2, 2, 5, 4] strides (40, 4, 8, 1)
+linear_5 = ops.aten.linear.default(add_2, p_cross_weight, p_cross_bias)  # f32[1, 64, 8]
+repeated_1 = ops.aten.expand.default(linear_5, [2, 64, 8])  # f32[2, 64, 8] strides (0, 8, 1)
+view_6 = ops.aten.view.default(repeated_1, [2, 64, 2, 4])  # f32[2, 64, 2, 4] strides (0, 8, 4, 1)
+transpose_7 = ops.aten.transpose.int(view_6, 1, 2)  # f32[2, 2, 64, 4] strides (0, 4, 8, 1)
+scaled_dot_product_attention_1 = ops.aten.scaled_dot_product_attention.default(transpose_7, transpose_5, transpose_6)  # f32[2, 2, 64, 4] strides (512, 4, 8, 1)
+transpose_8 = ops.aten.transpose.int(scaled_dot_product_attention_1, 1, 2)  # f32[2, 64, 2, 4]
+view_7 = ops.aten.view.default(transpose_8, [2, 64, 8])  # f32[2, 64, 8]
+add_3 = ops.aten.add.Tensor(repeated, view_7)  # f32[2, 64, 8] strides (512, 1, 64)
+transpose_9 = ops.aten.transpose.int(add_3, 1, 2)  # f32[2, 8, 64]
+view_8 = ops.aten.view.default(transpose_9, [2, 8, 8, 8])  # f32[2, 8, 8, 8]
+conv2d_2 = ops.aten.conv2d.default(view_8, p_last_weight, p_last_bias, [1, 1], [1, 1])  # f32[2, 4, 8, 8]
+return (conv2d_2,)
