@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from graphopt.ir.rewrite import Pass
 from graphopt.passes import (
+    ComposeLinears,
     FoldConstants,
+    FoldScales,
     FusePointwise,
     Hoist,
     MergeCommon,
@@ -22,6 +24,10 @@ _clean: tuple[Pass, ...] = (
     SimplifyIdentities(),  # before merging: two ways of writing nothing must not keep equal values apart
     MergeCommon(),  # before everything that moves work: a value that two places share is one value
 )
+_shorten: tuple[Pass, ...] = (
+    FoldScales(),  # before composing: layers with only a scale in between are next to each other without it
+    ComposeLinears(),  # before merging: merged layers are read as slices, which compose with nothing
+)
 _place: tuple[Pass, ...] = (
     RemoveDead(),  # what the passes above left behind must not be kept
     FoldConstants(),  # first of the placements: later stages read weights-stage values
@@ -35,6 +41,7 @@ bitwise: tuple[Pass, ...] = (*_clean, *_place)
 # Rounding only; for targets that generate their own kernels, layouts and fusions.
 generated: tuple[Pass, ...] = (
     *_clean,
+    *_shorten,
     MergeLinears(),  # after merging values: linears share an input only once equal inputs are one
     *_place,
 )
@@ -42,6 +49,7 @@ generated: tuple[Pass, ...] = (
 # Rounding only, within twice the original's own error; for torch's own kernels.
 exact: tuple[Pass, ...] = (
     *_clean,
+    *_shorten,
     MergeLinears(),  # before packing, which hides the weights it would join
     PackWeights(max_terms=0),  # linear layers: packed convolutions are faster but less exact, see `packed`
     FusePointwise(),  # after packing: only packed kernels take an epilogue

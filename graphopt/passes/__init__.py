@@ -1,6 +1,8 @@
 """The passes, one file each, in no order: the order in which they run is that of a pipeline (`graphopt.pipelines`)."""
 
+from .compose_linears import ComposeLinears
 from .fold_constants import FoldConstants
+from .fold_scales import FoldScales
 from .fuse_pointwise import FusePointwise
 from .hoist import Hoist
 from .merge_common import MergeCommon
@@ -12,7 +14,9 @@ from .simplify_views import SimplifyViews
 from .tabulate import Tabulate
 
 PASSES = (
+    ComposeLinears,
     FoldConstants,
+    FoldScales,
     FusePointwise,
     Hoist,
     MergeCommon,
@@ -26,7 +30,9 @@ PASSES = (
 
 __all__ = [
     "PASSES",
+    "ComposeLinears",
     "FoldConstants",
+    "FoldScales",
     "FusePointwise",
     "Hoist",
     "MergeCommon",
