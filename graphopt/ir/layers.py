@@ -50,16 +50,26 @@ def fixed(layer: fx.Node, known: Mapping[fx.Node, Stage]) -> str | None:
     return None
 
 
-def contract(program: Program, indices: str, values: Sequence[fx.Node], before: fx.Node) -> fx.Node:
-    """Insert ``einsum(indices, values)`` in float64."""
-    wide = [_cast(program, value, torch.float64, before) for value in values]
-    return program.call(aten.einsum.default, indices, wide, before=before)
+def place(layers: Sequence[fx.Node], layer: fx.Node) -> fx.Node:
+    """Before which node to form new weights of one of several layers: the first, so that all can be merged there.
+
+    A layer whose weights are computed later has its new ones in front of itself.
+    """
+    first = min(layers)
+    return first if all(value < first for value in layer_weights(layer)) else layer
+
+
+def double(program: Program, value: fx.Node, before: fx.Node) -> fx.Node:
+    """Insert the cast to float64 of what is not float64."""
+    if dtype(value) == torch.float64:
+        return value
+    return program.call(aten._to_copy.default, value, dtype=torch.float64, before=before)
 
 
 def rounded(program: Program, value: fx.Node, plus: fx.Node | None, kind: torch.dtype, before: fx.Node) -> fx.Node:
     """Insert the contiguous cast of ``value + plus``, added in float64."""
     if plus is not None:
-        value = program.call(aten.add.Tensor, value, _cast(program, plus, torch.float64, before), before=before)
+        value = program.call(aten.add.Tensor, value, double(program, plus, before), before=before)
     plain = {"dtype": kind, "memory_format": torch.contiguous_format}
     return program.call(aten._to_copy.default, value, **plain, before=before)
 
@@ -71,7 +81,3 @@ def set_layer(program: Program, node: fx.Node, layer: fx.Node, **changes: Any) -
     if node.target is aten.linear.default and bound["bias"] is None:
         node.args = node.args[:2]
     program.touch(node)
-
-
-def _cast(program: Program, value: fx.Node, kind: torch.dtype, before: fx.Node) -> fx.Node:
-    return value if dtype(value) == kind else program.call(aten._to_copy.default, value, dtype=kind, before=before)

@@ -30,13 +30,14 @@ import torch
 from torch import fx
 
 from ..ir.cost import node_cost
-from ..ir.layers import LAYERS, contract, fixed, layer_weights, reads_once, rounded, set_layer
+from ..ir.layers import LAYERS, double, fixed, layer_weights, place, reads_once, rounded, set_layer
 from ..ir.layout import has_symbols, refresh
 from ..ir.price import kept_weights
 from ..ir.program import Program, bind, dtype, shape, val
 from ..ir.rewrite import Accuracy, Match, Pass, Refusal
 from ..ir.stages import placement, stages
 
+aten = torch.ops.aten
 # Indices of the outer and the inner weight, the composed one, and how the outer contracts the inner bias.
 _LINEAR = ("om,mi->oi", "om,m->o")
 _POINT_FIRST = ("omhw,mixy->oihw", "omhw,m->o")
@@ -92,16 +93,18 @@ class ComposeLinears(Pass):
 
     def rewrite(self, program: Program, match: Match) -> None:
         inner, kind, first = match.root, dtype(match.root), bind(match.root)
+        inside = [double(program, value, min(match.nodes)) for value in layer_weights(inner)]
         for outer in match.nodes:
-            last = bind(outer)
+            last, before = bind(outer), place(match.nodes, outer)
+            wide, bias = double(program, last["weight"], before), last["bias"]
             is_last = _is_point(last)
             weights, biases = (_LINEAR, _POINT_FIRST, _POINT_LAST)["groups" in last and 1 + is_last]
-            product = contract(program, weights, [last["weight"], first["weight"]], outer)
-            weight, bias = rounded(program, product, None, kind, outer), last["bias"]
+            product = program.call(aten.einsum.default, weights, [wide, inside[0]], before=before)
+            weight = rounded(program, product, None, kind, before)
             weight._rename("composed")
             if first["bias"] is not None:
-                product = contract(program, biases, [last["weight"], first["bias"]], outer)
-                bias = rounded(program, product, bias, kind, outer)
+                product = program.call(aten.einsum.default, biases, [wide, inside[1]], before=before)
+                bias = rounded(program, product, bias, kind, before)
             set_layer(program, outer, inner if is_last else outer, input=first["input"], weight=weight, bias=bias)
         program.graph.erase_node(inner)
         refresh(program, match.nodes)

@@ -29,7 +29,7 @@ import torch
 from torch import fx
 
 from ..ir.cost import nbytes
-from ..ir.layers import LAYERS, contract, fixed, layer_weights, reads_once, rounded, set_layer
+from ..ir.layers import LAYERS, double, fixed, layer_weights, place, reads_once, rounded, set_layer
 from ..ir.layout import has_symbols, refresh
 from ..ir.price import kept_weights
 from ..ir.program import Program, bind, dtype, shape, val
@@ -50,8 +50,7 @@ class FoldScales(Pass):
 
     Attributes
     ----------
-    layer_norms : also those of ``layer_norm``. torch's kernel applies them on the way, and only with them is its
-        float32 vectorised; without them, bfloat16 is faster.
+    layer_norms : also those of ``layer_norm``, whose kernel applies them on the way and vectorises float32 only so.
     max_bytes : bytes of all kept weights of the program together, at most.
     """
 
@@ -69,7 +68,7 @@ class FoldScales(Pass):
             found = {"stages": known, "source": source, "scale": scale, "shift": shift}
             if any(user.target in LAYERS and bind(user)["input"] is node for user in node.users):
                 yield Match(node, tuple(node.users), {**found, "between": node})
-            elif source.target in LAYERS and scale is not None:
+            elif source.target in LAYERS and node.target in _SCALES:
                 yield Match(node, (source,), {**found, "between": source})
 
     def legal(self, program: Program, match: Match) -> Refusal | None:
@@ -109,15 +108,15 @@ class FoldScales(Pass):
             refresh(program, [node])
             return
         for layer in match.nodes:
-            weight, bias = bind(layer)["weight"], bind(layer)["bias"]
+            weight, bias, before = bind(layer)["weight"], bind(layer)["bias"], place(match.nodes, layer)
             if shift is not None:
-                flat = program.call(aten.reshape.default, shift, [-1], before=layer)
-                product = contract(program, "om...,m->o", [weight, flat], layer)
+                pair = [double(program, value, before) for value in (weight, _along(program, shift, 0, before))]
+                product = program.call(aten.einsum.default, "om...,m->o", pair, before=before)
                 if node.target is aten.sub.Tensor:
-                    product = program.call(aten.neg.default, product, before=layer)
-                bias = rounded(program, product, bias, dtype(weight), layer)
+                    product = program.call(aten.neg.default, product, before=before)
+                bias = rounded(program, product, bias, dtype(weight), before)
             if scale is not None:
-                weight = _scaled(program, operation, weight, scale, LAYERS[layer.target] - 2, layer)
+                weight = _scaled(program, operation, weight, scale, LAYERS[layer.target] - 2, before)
             reads = node if node.target in _NORMS else source
             set_layer(program, layer, layer, input=reads, weight=weight, bias=bias)
         if node.target in _NORMS:
@@ -179,8 +178,12 @@ def _is_along(factor: torch.Tensor, source: torch.Tensor, axis: int) -> bool:
 
 def _scaled(program: Program, operation: Any, value: fx.Node, scale: Any, trailing: int, before: fx.Node) -> fx.Node:
     """``value * scale`` (or ``/``), the scale along the dimension that `trailing` others follow."""
-    if isinstance(scale, fx.Node) and shape(scale) != (sizes := (val(scale).numel(), *[1] * trailing)):
-        scale = program.call(aten.reshape.default, scale, list(sizes), before=before)
-    folded = program.call(operation, value, scale, before=before)
+    vector = _along(program, scale, trailing, before) if isinstance(scale, fx.Node) else scale
+    folded = program.call(operation, value, vector, before=before)
     folded._rename("folded")
     return folded
+
+
+def _along(program: Program, vector: fx.Node, trailing: int, before: fx.Node) -> fx.Node:
+    sizes = (val(vector).numel(), *[1] * trailing)
+    return vector if shape(vector) == sizes else program.call(aten.reshape.default, vector, list(sizes), before=before)
