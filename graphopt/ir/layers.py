@@ -18,7 +18,7 @@ from graphopt.ir.stages import WEIGHTS, Stage
 
 aten = torch.ops.aten
 
-LAYERS = {aten.linear.default: 2, aten.conv2d.default: 4}  # with the rank of their weights
+LAYERS: dict[Any, int] = {aten.linear.default: 2, aten.conv2d.default: 4}  # with the rank of their weights
 
 
 def layer_weights(layer: fx.Node) -> list[fx.Node]:
@@ -70,8 +70,20 @@ def rounded(program: Program, value: fx.Node, plus: fx.Node | None, kind: torch.
     """Insert the contiguous cast of ``value + plus``, added in float64."""
     if plus is not None:
         value = program.call(aten.add.Tensor, value, double(program, plus, before), before=before)
-    plain = {"dtype": kind, "memory_format": torch.contiguous_format}
-    return program.call(aten._to_copy.default, value, **plain, before=before)
+    plain = torch.contiguous_format
+    return program.call(aten._to_copy.default, value, dtype=kind, memory_format=plain, before=before)
+
+
+def is_along(vector: torch.Tensor, value: torch.Tensor, axis: int) -> bool:
+    """Whether a (fake) tensor varies along one axis, counted from the end, of what it is applied to, or nowhere."""
+    varies = {dim - vector.ndim: size for dim, size in enumerate(vector.shape) if size != 1}
+    return vector.ndim <= value.ndim and (not varies or varies == {axis: value.shape[axis]})
+
+
+def along(program: Program, vector: fx.Node, trailing: int, before: fx.Node) -> fx.Node:
+    """The numbers of `vector` along the dimension that `trailing` others follow."""
+    sizes = (val(vector).numel(), *[1] * trailing)
+    return vector if shape(vector) == sizes else program.call(aten.reshape.default, vector, list(sizes), before=before)
 
 
 def set_layer(program: Program, node: fx.Node, layer: fx.Node, **changes: Any) -> None:

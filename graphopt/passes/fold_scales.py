@@ -1,9 +1,8 @@
 """``linear(x * s, w, b)  →  linear(x, w * s, b)``, ``linear(x, w, b) * s  →  linear(x, s * w, s * b)``, and alike.
 
 where: s is a number, or a vector along the layer's inputs (outputs) that depends on weights alone; the layer is a linear
-    layer or a convolution, a convolution's s one number per channel. The scaled value has no other readers than such
-    layers. Also ``x / s``; the weight of ``rms_norm``; weight and bias of ``layer_norm`` (`layer_norms`); ``x + t`` and
-    ``x - t`` of a rounded x, which add ``w @ t`` to the bias where the layer does not pad.
+    layer or a convolution; nothing else reads the value in between. Also ``x / s``; the weight of ``rms_norm``; weight
+    and bias of ``layer_norm`` (`layer_norms`); ``x ± t`` of a rounded x, which adds ``w @ t`` where the layer does not pad.
 because: an operation on x at every call becomes one on a weight when weights change.
 
 >>> from graphopt.testing import sketch
@@ -29,7 +28,7 @@ import torch
 from torch import fx
 
 from ..ir.cost import nbytes
-from ..ir.layers import LAYERS, double, fixed, layer_weights, place, reads_once, rounded, set_layer
+from ..ir.layers import LAYERS, along, double, fixed, is_along, layer_weights, place, reads_once, rounded, set_layer
 from ..ir.layout import has_symbols, refresh
 from ..ir.price import kept_weights
 from ..ir.program import Program, bind, dtype, shape, val
@@ -72,8 +71,8 @@ class FoldScales(Pass):
                 yield Match(node, (source,), {**found, "between": source})
 
     def legal(self, program: Program, match: Match) -> Refusal | None:
-        node, between, shift, reason = match.root, match["between"], match["shift"], None
-        factors = [entry for entry in (match["scale"], shift) if entry is not None]
+        node, between, reason = match.root, match["between"], None
+        factors = [entry for entry in (match["scale"], match["shift"]) if entry is not None]
         if node.target is aten.layer_norm.default and not self.layer_norms:
             reason = "layer_norm applies its weight and bias on the way (layer_norms=False)"
         elif program.output in between.users:
@@ -90,42 +89,37 @@ class FoldScales(Pass):
             reason = "an exact value, which the shift may cancel but not the products of both"
         for layer in match.nodes:
             reason = reason or _unfit(match, layer, [entry for entry in factors if isinstance(entry, fx.Node)])
-        if reason is None:
-            added = sum(nbytes(val(bind(layer)["weight"])) for layer in match.nodes)
-            if kept_weights(program) + added > self.max_bytes:
-                reason = f"with the folded ones, kept weights would exceed max_bytes={self.max_bytes}"
+        added = 0 if reason else sum(nbytes(val(bind(layer)["weight"])) for layer in match.nodes)
+        if added and kept_weights(program) + added > self.max_bytes:
+            reason = f"with the folded ones, kept weights would exceed max_bytes={self.max_bytes}"
         return Refusal(reason, node) if reason else None
 
     def rewrite(self, program: Program, match: Match) -> None:
         node, source, scale, shift = match.root, match["source"], match["scale"], match["shift"]
         operation = aten.mul.Tensor if node.target in _NORMS else node.target
         if match["between"] is source:
-            bound, rank = bind(source), LAYERS[source.target]
-            weight = _scaled(program, operation, bound["weight"], scale, rank - 1, node)
+            bound = bind(source)
+            weight = _scaled(program, operation, bound["weight"], scale, LAYERS[source.target] - 1, node)
             bias = bound["bias"] and _scaled(program, operation, bound["bias"], scale, 0, node)
             set_layer(program, node, source, weight=weight, bias=bias)
-            program.graph.erase_node(source)
-            refresh(program, [node])
-            return
-        for layer in match.nodes:
+        for layer in match.nodes if match["between"] is node else ():
             weight, bias, before = bind(layer)["weight"], bind(layer)["bias"], place(match.nodes, layer)
             if shift is not None:
-                pair = [double(program, value, before) for value in (weight, _along(program, shift, 0, before))]
+                pair = [double(program, value, before) for value in (weight, along(program, shift, 0, before))]
                 product = program.call(aten.einsum.default, "om...,m->o", pair, before=before)
                 if node.target is aten.sub.Tensor:
                     product = program.call(aten.neg.default, product, before=before)
                 bias = rounded(program, product, bias, dtype(weight), before)
             if scale is not None:
                 weight = _scaled(program, operation, weight, scale, LAYERS[layer.target] - 2, before)
-            reads = node if node.target in _NORMS else source
-            set_layer(program, layer, layer, input=reads, weight=weight, bias=bias)
+            set_layer(program, layer, layer, input=node if node.target in _NORMS else source, weight=weight, bias=bias)
         if node.target in _NORMS:
             bare = {name: None if name in ("weight", "bias") else value for name, value in bind(node).items()}
             node.args, node.kwargs = tuple(bare.values()), {}
             program.touch(node)
         else:
-            program.graph.erase_node(node)
-        refresh(program, [*([node] if node.target in _NORMS else []), *match.nodes])
+            program.graph.erase_node(match["between"])
+        refresh(program, [entry for entry in (node, *match.nodes) if not entry._erased])
 
 
 def _terms(node: fx.Node, known: dict[fx.Node, Stage]) -> tuple[fx.Node, Any, Any]:
@@ -139,17 +133,15 @@ def _terms(node: fx.Node, known: dict[fx.Node, Stage]) -> tuple[fx.Node, Any, An
     return (source, None, factor) if node.target in _SHIFTS else (source, factor, None)
 
 
-def _is_plain(node: fx.Node, number: float) -> bool:
-    """Whether a number scales what it is applied to, and gives finite weights."""
-    divides = node.target in (aten.div.Tensor, aten.div.Scalar)
-    real = isinstance(number, int | float) and math.isfinite(number)
-    return node.target in _SCALES and real and not (divides and number == 0)
+def _is_plain(node: fx.Node, number: Any) -> bool:
+    """Whether a number scales what it is applied to, and gives finite weights: it is real, and no division by 0."""
+    scales = _SCALES if number else _SCALES[:2]
+    return node.target in scales and isinstance(number, int | float) and math.isfinite(number)
 
 
 def _is_rounded(node: fx.Node) -> bool:
     """Whether a value is off by its own rounding, so that an error of that size in its products is none worse."""
-    products = (aten.mul.Tensor, aten.div.Tensor)
-    return node.target in (*LAYERS, *_NORMS) or (node.target in products and len(node.all_input_nodes) == 2)
+    return node.target in (*LAYERS, *_NORMS) or (node.target in _SCALES and len(node.all_input_nodes) == 2)
 
 
 def _unfit(match: Match, layer: fx.Node, vectors: list[fx.Node]) -> str | None:
@@ -161,7 +153,7 @@ def _unfit(match: Match, layer: fx.Node, vectors: list[fx.Node]) -> str | None:
         return reason
     if len(kinds) > 1 or not kinds <= set(_KINDS):
         return f"dtypes must agree, and not be float16: {', '.join(sorted(map(str, kinds)))}"
-    if any(has_symbols(val(entry)) or not _is_along(val(entry), val(source), axis) for entry in vectors):
+    if any(has_symbols(val(entry)) or not is_along(val(entry), val(source), axis) for entry in vectors):
         return "the scale or shift is no vector along the layer's channels"
     if match["between"] is node and bound.get("groups", 1) != 1 and vectors:
         return "the convolution is grouped"
@@ -170,20 +162,9 @@ def _unfit(match: Match, layer: fx.Node, vectors: list[fx.Node]) -> str | None:
     return None if placement(layer) == placement(node) else "the layer is computed in another stage"
 
 
-def _is_along(factor: torch.Tensor, source: torch.Tensor, axis: int) -> bool:
-    """Whether a factor varies along one axis (counted from the end) of what it is applied to, or nowhere."""
-    along = {dim - factor.ndim: size for dim, size in enumerate(factor.shape) if size != 1}
-    return factor.ndim <= source.ndim and (not along or along == {axis: source.shape[axis]})
-
-
 def _scaled(program: Program, operation: Any, value: fx.Node, scale: Any, trailing: int, before: fx.Node) -> fx.Node:
     """``value * scale`` (or ``/``), the scale along the dimension that `trailing` others follow."""
-    vector = _along(program, scale, trailing, before) if isinstance(scale, fx.Node) else scale
+    vector = along(program, scale, trailing, before) if isinstance(scale, fx.Node) else scale
     folded = program.call(operation, value, vector, before=before)
     folded._rename("folded")
     return folded
-
-
-def _along(program: Program, vector: fx.Node, trailing: int, before: fx.Node) -> fx.Node:
-    sizes = (val(vector).numel(), *[1] * trailing)
-    return vector if shape(vector) == sizes else program.call(aten.reshape.default, vector, list(sizes), before=before)
