@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from graphopt.ir.rewrite import Pass
 from graphopt.passes import (
+    ComposeLinears,
     FoldConstants,
+    FoldScales,
     FuseAttention,
     FusePointwise,
     Hoist,
@@ -27,11 +29,11 @@ _clean: tuple[Pass, ...] = (
     SimplifyIdentities(),  # before merging: two ways of writing nothing must not keep equal values apart
     MergeCommon(),  # before everything that moves work: a value that two places share is one value
 )
-_whole: tuple[Pass, ...] = (
+_shorten: tuple[Pass, ...] = (
     FuseAttention(),  # on cleaned programs: copies and casts that are none hide the softmax from the products
     ReassociateSums(),  # after attention, which adds masks to each other; before packing, which fuses additions
-)
-_relations: tuple[Pass, ...] = (
+    FoldScales(),  # before composing: layers with only a scale in between are next to each other without it
+    ComposeLinears(),  # before merging: merged layers are read as slices, which compose with nothing
     ShareRepeats(),  # after merging values: halves are equal only once equal inputs are one
     SplitConcat(),  # after sharing, which takes the repetition away from around a concatenation
     ShareRepeats(),  # again: a layer split from its condition may be left with a repeated state alone
@@ -50,8 +52,7 @@ bitwise: tuple[Pass, ...] = (*_clean, *_place)
 # Rounding only; for targets that generate their own kernels, layouts and fusions.
 generated: tuple[Pass, ...] = (
     *_clean,
-    *_whole,
-    *_relations,  # before merging: layers are joined at the size that they will have
+    *_shorten,  # before merging: layers are joined at the size that they will have
     MergeLinears(),  # after merging values: linears share an input only once equal inputs are one
     *_place,
 )
@@ -59,8 +60,7 @@ generated: tuple[Pass, ...] = (
 # Rounding only, within twice the original's own error; for torch's own kernels.
 exact: tuple[Pass, ...] = (
     *_clean,
-    *_whole,
-    *_relations,  # before packing, which hides weights and depends on the size of the batch
+    *_shorten,  # before packing, which hides weights and depends on the size of the batch
     MergeLinears(),  # before packing, which hides the weights it would join
     PackWeights(max_terms=0),  # linear layers: packed convolutions are faster but less exact, see `packed`
     FusePointwise(),  # after packing: only packed kernels take an epilogue

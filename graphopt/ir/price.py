@@ -26,7 +26,7 @@ from graphopt.ir.alias import owner
 from graphopt.ir.cost import nbytes, node_cost
 from graphopt.ir.effects import is_view
 from graphopt.ir.program import Program, val
-from graphopt.ir.stages import STAGES, Stage, placement, stages
+from graphopt.ir.stages import STAGES, WEIGHTS, Stage, placement, stages
 
 Victim: TypeAlias = tuple[fx.Node, str]
 
@@ -195,6 +195,14 @@ class _Choice:
             return node, f"{reason}; this saves least: the work of moving {lost:.0f} bytes for {freed} kept"
         free = [node for node in self.candidates if node in self.inside and self.above(node) <= self.movable]
         return (free[0], reason) if free else None
+
+
+def kept_weights(program: Program) -> int:
+    """Bytes of what the weights stage computes and other stages read; views of weights take none."""
+    known, hints = stages(program), _hints(program)
+    nodes = [node for node in program.calls() if known[node] == WEIGHTS]
+    kept = {owner(node) for node in nodes if any(known[user] != WEIGHTS for user in node.users)}
+    return sum(_number(nbytes(val(node)), hints) for node in kept if node.op == "call_function")
 
 
 def _worth(option: tuple[float, int, fx.Node]) -> float:

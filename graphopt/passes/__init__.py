@@ -1,7 +1,9 @@
 """The passes, one file each, in no order: the order in which they run is that of a pipeline (`graphopt.pipelines`)."""
 
+from .compose_linears import ComposeLinears
 from .fold_constants import FoldConstants
 from .fuse_attention import FuseAttention
+from .fold_scales import FoldScales
 from .fuse_pointwise import FusePointwise
 from .hoist import Hoist
 from .merge_common import MergeCommon
@@ -17,8 +19,10 @@ from .split_concat import SplitConcat
 from .tabulate import Tabulate
 
 PASSES = (
+    ComposeLinears,
     FoldConstants,
     FuseAttention,
+    FoldScales,
     FusePointwise,
     Hoist,
     MergeCommon,
@@ -36,8 +40,10 @@ PASSES = (
 
 __all__ = [
     "PASSES",
+    "ComposeLinears",
     "FoldConstants",
     "FuseAttention",
+    "FoldScales",
     "FusePointwise",
     "Hoist",
     "MergeCommon",

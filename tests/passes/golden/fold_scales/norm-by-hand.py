@@ -1,0 +1,13 @@
+pow_1 = ops.aten.pow.Tensor_Scalar(x, 2)  # f32[2, 5, 8]
+mean = ops.aten.mean.dim(pow_1, [-1], True)  # f32[2, 5, 1]
+add = ops.aten.add.Tensor(mean, 1e-06)  # f32[2, 5, 1]
+rsqrt = ops.aten.rsqrt.default(add)  # f32[2, 5, 1]
+mul = ops.aten.mul.Tensor(x, rsqrt)  # f32[2, 5, 8]
+folded = ops.aten.mul.Tensor(p_query_weight, p_norm_weight)  # f32[8, 8]
+folded_1 = ops.aten.mul.Tensor(p_key_weight, p_norm_weight)  # f32[8, 8]
+folded_2 = ops.aten.mul.Tensor(p_value_weight, p_norm_weight)  # f32[8, 8]
+linear = ops.aten.linear.default(mul, folded)  # f32[2, 5, 8]
+linear_1 = ops.aten.linear.default(mul, folded_1, p_key_bias)  # f32[2, 5, 8]
+linear_2 = ops.aten.linear.default(mul, folded_2, p_value_bias)  # f32[2, 5, 8]
+scaled_dot_product_attention = ops.aten.scaled_dot_product_attention.default(linear, linear_1, linear_2)  # f32[2, 5, 8]
+return (scaled_dot_product_attention,)
