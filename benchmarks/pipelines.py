@@ -187,8 +187,9 @@ def _sdxl_inpainting(scale: Scale) -> DiffusersPipeline:
     def make() -> Any:
         depth = len(scale.channels)
         unet = random_weights(
-            diffusers.UNet2DConditionModel, in_channels=9, sample_size=scale.unet_side, block_out_channels=scale.channels,
-            layers_per_block=scale.layers, cross_attention_dim=width, use_linear_projection=True,
+            diffusers.UNet2DConditionModel, in_channels=9, sample_size=scale.unet_side,
+            block_out_channels=scale.channels, layers_per_block=scale.layers,
+            cross_attention_dim=width, use_linear_projection=True,
             down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (depth - 1),
             up_block_types=("CrossAttnUpBlock2D",) * (depth - 1) + ("UpBlock2D",),
             attention_head_dim=tuple(channels // 32 for channels in scale.channels),
