@@ -222,7 +222,7 @@ def main() -> int:
     torch.set_num_threads(2)
     warnings.simplefilter("ignore")
     diffusers.utils.logging.set_verbosity_error()
-    deep = {"layers": 2, "blocks": 12}  # about 1,000 nodes, whatever the width
+    deep = {"layers": 2, "blocks": 24}  # about 1,000 nodes, whatever the width
     scales: dict[str, Scale] = {"small tensors": replace(TINY, **deep)}
     if not options.tiny:
         scales["real sizes"] = replace(FULL, **deep)
