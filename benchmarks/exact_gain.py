@@ -339,7 +339,7 @@ def main() -> int:
         if name not in known:
             parser.error(f"unknown model '{name}'; known are {', '.join(known)}")
     steps = options.steps or ([_LADDER_STEPS] if options.quick else [4, 20, 50])
-    results, bad, start = {}, [], time.perf_counter()
+    results, bad, start = {}, list[str](), time.perf_counter()
     for number, name in enumerate(names):
         left = options.minutes * 60 - (time.perf_counter() - start)
         share = left / (len(names) - number)

@@ -5,9 +5,10 @@
 
 (a) A compiled call does more than run its kernel: it takes the call apart, checks that the module is as it was, looks
 for what is kept, and puts the result together. Calls of a denoiser are noted while its pipeline samples, then replayed
-through the compiled module, with everything kept. Overhead is the time of the call less that of the step's kernel
-within that very call; a second replay, with clocks in the parts of the call, shows where it goes. (Clocks take time as
-well, so that the parts add up to more.) The first call of each run, which digests weights, is shown by itself.
+through the compiled module, with everything kept. Overhead is the processor time of the calling thread in the call,
+less that in the step's kernel within that very call (other programs' turns do not count); a second replay, with clocks
+in the parts of the call, shows where it goes. (Clocks take time as well, so that the parts add up to more.) The first
+call of each run, which digests weights, is shown by itself.
 
 (b) The first image of a freshly compiled pipeline, less the seconds of compiling and an image of the original: what it
 costs to observe the loop. (It holds one more call of each module, whose results are compared.)
@@ -24,7 +25,6 @@ import statistics
 import sys
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -36,9 +36,10 @@ import diffusers
 import torch
 
 import graphopt
-from benchmarks.pipelines import FULL, TINY, DiffusersPipeline, Scale, diffusers_pipelines
+from benchmarks.pipelines import FULL, TINY, DiffusersPipeline, diffusers_pipelines
 from benchmarks.redundancy import of_step
 from graphopt.capture.calls import CallTaker
+from graphopt.capture.guards import ModuleGuard
 from graphopt.runtime import installed
 from graphopt.runtime.memo import Memo
 from graphopt.runtime.weights import Trajectory, Weights
@@ -49,7 +50,7 @@ _STEPS = 8
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "taking the call apart": [(CallTaker, "take")],
     "guards: state outside": [(installed, "outside"), (installed, "call_state")],
-    "guards: the module": [(installed.ModuleGuard, "holds")],
+    "guards: the module": [(ModuleGuard, "holds")],
     "guards: weights fit": [(Weights, "fit")],
     "reading weights": [(Weights, "read")],
     "trajectory and epoch": [(Trajectory, "step")],
@@ -62,7 +63,10 @@ Noted = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Overhead:
-    """Median seconds of a compiled call, of its kernel, and between the two; the first call of a run by itself."""
+    """Median seconds of a compiled call and of its kernel, and processor seconds of what else the call does.
+
+    `overhead` is that of calls within a run, `first` that of the first one, `parts` how the former is made up.
+    """
 
     name: str
     nodes: int
@@ -85,29 +89,32 @@ def noted(entry: DiffusersPipeline) -> tuple[torch.nn.Module, list[Noted]]:
         calls.append((args, kwargs))
         return module._call_impl(*args, **kwargs)
 
-    module._compiled_call_impl = note  # type: ignore[assignment]
+    module._compiled_call_impl = note
     entry.call(pipe, 0, _STEPS)
     module._compiled_call_impl = None
     return module, calls
 
 
 class _Clocks:
-    """Own time of named functions that call one another."""
+    """Own processor time of named functions that call one another, and the time that the kernel takes."""
 
     def __init__(self) -> None:
-        self.spent: Counter[str] = Counter()
+        self.spent: dict[str, float] = {}
+        self.kernel = 0.0
         self._inner = [0.0]
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._inner.append(0.0)
-            start = time.perf_counter()
+            begin, start = time.perf_counter(), time.thread_time()
             try:
                 return function(*args, **kwargs)
             finally:
-                spent = time.perf_counter() - start
-                self.spent[name] += spent - self._inner.pop()  # type: ignore[assignment]
+                spent = time.thread_time() - start
+                self.spent[name] = self.spent.get(name, 0.0) + spent - self._inner.pop()
                 self._inner[-1] += spent
+                if name == "kernel":
+                    self.kernel = time.perf_counter() - begin
 
         return timed
 
@@ -137,12 +144,9 @@ def overhead(name: str, module: torch.nn.Module, calls: list[Noted], seconds: fl
     entry = module._compiled_call_impl
     assert isinstance(entry, installed.Installed)
     variant = entry.variants[-1]
-    totals = list(_replay(module, calls, variant, seconds / 2, parts=False))
-    split = list(_replay(module, calls, variant, seconds / 2, parts=True))
-    steady = [(total, kernel) for number, total, kernel, _ in totals if number]
-    firsts = [total - kernel for number, total, kernel, _ in totals if not number]
-    own = [spent for number, _, _, spent in split if number]
-    parts = {part: statistics.median(spent[part] for spent in own) for part in [*PARTS, "the rest"]}
+    plain, split = (_replay(module, calls, variant, seconds / 2, parts) for parts in (False, True))
+    steady = [call for call in plain if call.number]
+    inside = [call.parts for call in split if call.number]
     report = of_step(graphopt.report(module))[0].variants[-1]
     return Overhead(
         name=name,
@@ -150,29 +154,39 @@ def overhead(name: str, module: torch.nn.Module, calls: list[Noted], seconds: fl
         step_nodes=next(stage.nodes for stage in report.stages if stage.name == "step"),
         submodules=sum(1 for _ in module.modules()),
         weights=sum(1 for _ in module.parameters()),
-        call=statistics.median(total for total, _ in steady),
-        kernel=statistics.median(kernel for _, kernel in steady),
-        overhead=statistics.median(total - kernel for total, kernel in steady),
-        first=statistics.median(firsts),
-        parts=parts,
+        call=statistics.median(call.call for call in steady),
+        kernel=statistics.median(call.kernel for call in steady),
+        overhead=statistics.median(call.overhead for call in steady),
+        first=statistics.median(call.overhead for call in plain if not call.number),
+        parts={part: statistics.median(call.get(part, 0.0) for call in inside) for part in [*PARTS, "the rest"]},
     )
 
 
-def _replay(
-    module: torch.nn.Module, calls: list[Noted], variant: Any, seconds: float, parts: bool
-) -> Iterator[tuple[int, float, float, Counter[str]]]:
-    """Per call: its number in the run, its seconds, those of its kernel, and those of its parts."""
-    clocks, until = _Clocks(), time.perf_counter() + seconds
+@dataclass(frozen=True)
+class _Replayed:
+    """One call: its place in the run, its seconds, those of its kernel, and processor seconds of all else, by part."""
+
+    number: int
+    call: float
+    kernel: float
+    overhead: float
+    parts: dict[str, float]
+
+
+def _replay(module: torch.nn.Module, calls: list[Noted], variant: Any, seconds: float, parts: bool) -> list[_Replayed]:
+    clocks, until, found = _Clocks(), time.perf_counter() + seconds, list[_Replayed]()
     with torch.no_grad(), _clocked(variant, clocks, parts):
         while time.perf_counter() < until:
             for number, (args, kwargs) in enumerate(calls):
                 clocks.spent.clear()
-                start = time.perf_counter()
+                begin, start = time.perf_counter(), time.thread_time()
                 module(*args, **kwargs)
-                total = time.perf_counter() - start
-                spent = Counter(clocks.spent)
-                spent["the rest"] = total - sum(spent.values())  # type: ignore[assignment]
-                yield number, total, spent["kernel"], spent
+                own, call = time.thread_time() - start, time.perf_counter() - begin
+                spent = dict(clocks.spent)
+                overhead = own - spent.pop("kernel")
+                spent["the rest"] = overhead - sum(spent.values())
+                found.append(_Replayed(number, call, clocks.kernel, overhead, spent))
+    return found
 
 
 def recording(entry: DiffusersPipeline, steps: int = _STEPS) -> dict[str, float]:
@@ -222,12 +236,13 @@ def main() -> int:
     torch.set_num_threads(2)
     warnings.simplefilter("ignore")
     diffusers.utils.logging.set_verbosity_error()
-    deep = {"layers": 2, "blocks": 24}  # about 1,000 nodes, whatever the width
-    scales: dict[str, Scale] = {"small tensors": replace(TINY, **deep)}
+    # About 1,000 nodes, whatever the width.
+    scales = {"small tensors": replace(TINY, layers=2, blocks=24)}
     if not options.tiny:
-        scales["real sizes"] = replace(FULL, **deep)
+        scales["real sizes"] = replace(FULL, layers=2, blocks=24)
     found = []
     for size, scale in scales.items():
+        torch.set_num_threads(1 if scale.heads == TINY.heads else 2)
         for name in options.models:
             module, calls = noted(diffusers_pipelines(scale)[name])
             found.append(overhead(f"{name}, {size}", module, calls, options.seconds))

@@ -109,7 +109,8 @@ def _comparer(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
         sizes, strides = (
             [list(read(tensor)) for tensor in tensors] for read in (torch.Tensor.size, torch.Tensor.stride)
         )
-        guards = torch._C._dynamo.guards.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+        sized: dict[str, Any] = {"dynamic_dims_sizes": sizes, "dynamic_dims_strides": strides}
+        guards = torch._C._dynamo.guards.TensorGuards(*tensors, **sized)
         return guards.check if guards.check(*tensors) else None
     except (AttributeError, RuntimeError, TypeError):
         return None
