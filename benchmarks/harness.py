@@ -11,9 +11,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,26 +45,53 @@ def race(
     contenders : by name; each takes one input. The first is what the others are compared with.
     inputs : makes the input of a round; called once per round, and the result is given to all contenders.
     """
+
+    def timed(contender: Callable[[Any], Any]) -> Callable[[Any], float]:
+        def seconds(given: Any) -> float:
+            start = time.perf_counter()
+            contender(given)
+            return time.perf_counter() - start
+
+        return seconds
+
+    clocked = {name: timed(contender) for name, contender in contenders.items()}
+    times = interleave(clocked, inputs, rounds=rounds, warm_up=warm_up, seed=seed)
+    base = next(iter(times.values()))
+    return [paired(name, spent, base) for name, spent in times.items()]
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[Any], T]],
+    inputs: Callable[[int], Any],
+    *,
+    rounds: int,
+    warm_up: int = 0,
+    seed: int = 0,
+) -> dict[str, list[T]]:
+    """What every contender returns in every round, those that warm up left out."""
     order = list(contenders)
     shuffle = random.Random(seed)
-    times: dict[str, list[float]] = {name: [] for name in order}
+    found: dict[str, list[T]] = {name: [] for name in order}
     for number in range(rounds + warm_up):
         given = inputs(number)
         for name in shuffle.sample(order, len(order)):
             with torch.no_grad():
-                start = time.perf_counter()
-                contenders[name](given)
-                spent = time.perf_counter() - start
+                result = contenders[name](given)
             if number >= warm_up:
-                times[name].append(spent)
-    base = times[order[0]]
-    return [_timing(name, times[name], base) for name in order]
+                found[name].append(result)
+    return found
 
 
-def _timing(name: str, times: Sequence[float], base: Sequence[float]) -> Timing:
+def paired(name: str, times: Sequence[float], base: Sequence[float]) -> Timing:
+    """One contender's seconds, round by round, against another's."""
     ratios = [ours / theirs for ours, theirs in zip(times, base, strict=True)]
     low, high = bootstrap(ratios)
     return Timing(name, statistics.median(times), statistics.median(ratios), low, high, len(times))
+
+
+def fitting(seconds: float, round_seconds: float, least: int, most: int) -> int:
+    """Rounds that fit into some seconds, within bounds."""
+    return max(least, min(most, int(seconds / max(round_seconds, 1e-9))))
 
 
 def bootstrap(

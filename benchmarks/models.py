@@ -41,17 +41,19 @@ def _steps(latent: tuple[int, ...], time: str, sample: str, **conditions: Any) -
     return call
 
 
-def _random(kind: type[torch.nn.Module], **config: Any) -> Callable[[], torch.nn.Module]:
-    def make() -> torch.nn.Module:
-        torch.manual_seed(0)
-        module = kind(**config)
-        with torch.no_grad():  # several classes start with zeroed projections, which would hide work
-            for weight in module.parameters():
-                if not weight.any():
-                    weight.normal_(std=0.02)
-        return module.eval()
+def random_weights(kind: type[torch.nn.Module], **config: Any) -> torch.nn.Module:
+    """A module of this class with weights that are the same every time, none of them all zero."""
+    torch.manual_seed(0)
+    module = kind(**config)
+    with torch.no_grad():  # several classes start with zeroed projections, which would hide work
+        for weight in module.parameters():
+            if not weight.any():
+                weight.normal_(std=0.02)
+    return module.eval()
 
-    return make
+
+def _random(kind: type[torch.nn.Module], **config: Any) -> Callable[[], torch.nn.Module]:
+    return lambda: random_weights(kind, **config)
 
 
 def _bundled(name: str) -> Callable[[], torch.nn.Module]:

@@ -189,8 +189,10 @@ class Variant:
         moved, leaves = {given[k] for k in self._times}, list(call.leaves)
         for k in moved:
             leaf = leaves[k]
-            step = leaf.new_tensor(moves) if not leaf.is_floating_point() else leaf.abs() * (moves / 64)
-            leaves[k] = leaf - step if bool((leaf >= step).all()) else leaf + step
+            # An expanded time stays expanded: strides belong to the signature, and another one would be captured.
+            once = leaf[tuple(slice(1 if stride == 0 else None) for stride in leaf.stride())]
+            step = once.new_tensor(moves) if not once.is_floating_point() else once.abs() * (moves / 64)
+            leaves[k] = (once - step if bool((once >= step).all()) else once + step).expand(leaf.shape)
         return leaves
 
     def forget(self) -> None:

@@ -45,6 +45,7 @@ class Weights:
             part = module.get_submodule(owner)
             self._slots.append((part._parameters if leaf in part._parameters else part._buffers, leaf))
         self._kinds = _kinds(self.read())
+        self._compared = _comparer(self.read())
 
     def read(self) -> list[Any]:
         """The tensors as they are now, in order."""
@@ -53,9 +54,18 @@ class Weights:
     def fit(self) -> bool:
         """Whether the weights still have the shapes, strides, dtypes and devices they were captured with."""
         try:
-            return _kinds(self.read()) == self._kinds
+            tensors = self.read()
+            if self._compared is not None and self._compared(*tensors):
+                return True
+            if _kinds(tensors) != self._kinds:
+                return False
         except (KeyError, AttributeError, TypeError):
             return False  # a weight is gone, or None
+        if (
+            self._compared is not None
+        ):  # it compares more than is asked here, gradients for one: from now on as they are
+            self._compared = _comparer(tensors)
+        return True
 
     @staticmethod
     def versions(tensors: Sequence[torch.Tensor]) -> tuple[list[int], list[int]] | None:
@@ -86,6 +96,22 @@ class Weights:
 
 def _kinds(tensors: Sequence[torch.Tensor]) -> list[list[Any]]:
     return [list(map(read, tensors)) for read in _kind_of]
+
+
+def _comparer(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
+    """Whether tensors have the classes, shapes, strides, dtypes and devices that these have now: one call for all.
+
+    True is certain; False may have other reasons. None where torch cannot compare them so (weights that are tied).
+    """
+    try:
+        sizes, strides = (
+            [list(read(tensor)) for tensor in tensors] for read in (torch.Tensor.size, torch.Tensor.stride)
+        )
+        sized: dict[str, Any] = {"dynamic_dims_sizes": sizes, "dynamic_dims_strides": strides}
+        guards = torch._C._dynamo.guards.TensorGuards(*tensors, **sized)
+        return guards.check if guards.check(*tensors) else None
+    except (AttributeError, RuntimeError, TypeError):
+        return None
 
 
 class Epoch:

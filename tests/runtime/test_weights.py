@@ -147,3 +147,29 @@ def test_a_weight_rewritten_behind_torch_between_two_steps() -> None:
     assert changed != first
     weight.numpy()[:] = 0
     assert run.step([weight], [condition], [schedule[3]]) not in (first, changed)
+
+
+def test_weights_fit_as_long_as_their_kind_is_the_same() -> None:
+    module, weights = _linear()
+    square = torch.nn.Linear(4, 4)
+    tied = Weights(square, [Input("w", "weight", "weight"), Input("v", "weight", "weight")], {})
+    assert weights.fit() and tied.fit()
+    module.requires_grad_(True)
+    module.weight.data = torch.ones(4, 3)  # other memory and values
+    assert weights.fit() and weights.fit()
+    with torch.inference_mode():
+        assert weights.fit()
+    module.weight = torch.nn.Parameter(torch.ones(4, 3))
+    assert weights.fit()
+    kept = module.weight.data
+    for other in (kept.double(), kept.view(torch.int32), kept[:, :2], kept.t().contiguous().t(), kept[:0]):
+        module.weight.requires_grad_(False).data = other
+        assert not weights.fit() and not weights.fit(), other
+        module.weight.data = kept
+        assert weights.fit()
+    square.weight.data = square.weight.data.t()  # the same memory, read in another order
+    assert not tied.fit()
+    module._parameters["weight"] = None
+    assert not weights.fit()
+    del module._parameters["weight"]
+    assert not weights.fit()
