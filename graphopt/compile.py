@@ -21,6 +21,7 @@ from graphopt.ir.program import Role
 from graphopt.ir.rewrite import Observer, Observers, Pass, check_order, run_pipeline
 from graphopt.ir.stages import Part, split
 from graphopt.ir.verify import example_value
+from graphopt.runtime.evict import Eviction, bring_back
 from graphopt.runtime.installed import Built, Installed
 from graphopt.runtime.report import Report, report_of
 from graphopt.targets import TARGETS, Kernel, Target
@@ -34,7 +35,7 @@ _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder"
 def compile(
     x: T, *, inputs: Any = None, roles: Mapping[str, str] | None = None, target: str | Target = "auto",
     pipeline: Sequence[Pass] | str | None = None, strict: bool = False, max_bytes: int = 1 << 30,
-    observers: Sequence[Observer] = (),
+    observers: Sequence[Observer] = (), evict: Any = None,
 ) -> T:  # fmt: skip
     """Compile a diffusion model in place; use it exactly as before.
 
@@ -52,6 +53,8 @@ def compile(
     strict : raise what goes wrong (capture, passes, builds) instead of warning and running the module itself.
     max_bytes : most bytes that kept results of one stage of one module may take.
     observers : see every pass, rewrite and refusal.
+    evict : ``"file"`` moves weights that no step reads from memory to a file (a `pathlib.Path`: in this folder), from
+        which they are read again when needed; by default all stay. They can be read and written as before.
 
     Returns
     -------
@@ -72,6 +75,7 @@ def compile(
             raise UsageError(f"{observer!r} is not a graphopt.Observer", where="observers")
     if max_bytes < 0:
         raise UsageError(f"max_bytes is {max_bytes}", hint="bytes that kept results may take: 0 or more")
+    eviction = Eviction.of(evict)
     found = list(_modules(x))
     _check_inputs(x, inputs)
     takers = [(CallTaker(m.forward, NUMBERS_AS_TENSORS), CallTaker(m.forward)) for _, m in found]
@@ -80,7 +84,8 @@ def compile(
     for (name, module), pair in zip(found, takers, strict=True):
         known = None if _is_pipeline(x) else _observed(inputs, pair[0])
         builder = _Builder(module, name, known, roles or {}, passes, chosen, strict, observers)
-        installed.append(Installed(module, name, builder, pair, max_bytes=max_bytes, race=race, strict=strict))
+        options: dict[str, Any] = {"max_bytes": max_bytes, "race": race, "strict": strict, "eviction": eviction}
+        installed.append(Installed(module, name, builder, pair, **options))
     try:
         for entry in installed:
             entry.module._compiled_call_impl = entry
@@ -88,10 +93,13 @@ def compile(
     except BaseException:
         for entry in installed:
             _put_back(entry.module, entry.before)
+            bring_back(entry.module)
         raise
     for entry in installed:  # an earlier compilation has had its day
         if isinstance(entry.before, Installed):
             entry.before = entry.before.before
+            if eviction is None:
+                bring_back(entry.module)
     return x
 
 
@@ -149,6 +157,7 @@ def restore(x: Any) -> None:
     for _, module in _modules(x):
         if isinstance(module._compiled_call_impl, Installed):
             _put_back(module, module._compiled_call_impl.before)
+            bring_back(module)
 
 
 def report(x: Any) -> Report:

@@ -25,6 +25,7 @@ from graphopt.debug.statistics import PassRecord
 from graphopt.errors import CaptureError, UsageError, VerificationError
 from graphopt.ir.program import Program
 from graphopt.ir.stages import Part
+from graphopt.runtime import evict
 from graphopt.runtime.gate import GATE
 from graphopt.runtime.memo import Key, Memo, key_part, private
 from graphopt.runtime.weights import Trajectory, Weights
@@ -196,11 +197,13 @@ class Installed:
     race : measure the first call of each variant against the module itself, and leave it to the module when the
         compiled call is not faster.
     strict : raise what goes wrong in compilation instead of warning and stepping aside.
+    eviction : whether and where to evict weights that no step reads.
     """
 
     def __init__(
         self, module: torch.nn.Module, name: str, build: Callable[[Call, CallTaker], Built],
         takers: Sequence[CallTaker], *, max_bytes: int, race: bool, strict: bool,
+        eviction: evict.Eviction | None = None,
     ) -> None:  # fmt: skip
         self.module, self.name, self.max_bytes, self.race, self.strict = module, name, max_bytes, race, strict
         self.before = module.__dict__.get("_compiled_call_impl")  # what `graphopt.restore` brings back
@@ -211,11 +214,17 @@ class Installed:
         self.calls = 0
         self._unstable: Counter[Any] = Counter()
         self._lock = threading.RLock()
+        self.eviction, self.stayed = eviction, Counter[str]()
+        evict.register(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Exactly what ``module(*args, **kwargs)`` returns without graphopt, up to the accuracy of the passes."""
         if getattr(_capturing, "active", False):
             return self.module._call_impl(*args, **kwargs)
+        with evict.Calling():
+            return self._call(args, kwargs)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.calls += 1
         try:
             found = self._serve(args, kwargs)
@@ -329,7 +338,9 @@ class Installed:
         """The first call of a variant; other threads wait for it."""
         with self._lock:
             if not variant.checked:
-                return self._both(variant, call, args, kwargs)
+                result = self._both(variant, call, args, kwargs)
+                evict.settle(self)
+                return result
         return self(*args, **kwargs)
 
     def _both(self, variant: Variant, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

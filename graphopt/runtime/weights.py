@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ import xxhash
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from graphopt.ir.program import Input
+from graphopt.runtime.mapped import Watch, mappings
 from graphopt.runtime.memo import checksum, digest
 
 _kind_of: list[Callable[[torch.Tensor], Any]] = [
@@ -71,14 +74,17 @@ class Weights:
             return None
 
     @staticmethod
-    def epoch(tensors: Sequence[torch.Tensor]) -> bytes:
-        """A digest of all contents: changed by every write, those behind torch's back included."""
+    def epoch(tensors: Sequence[torch.Tensor], known: Mapping[int, bytes] = MappingProxyType({})) -> bytes:
+        """A digest of all contents: changed by every write, those behind torch's back included.
+
+        `known` are digests of tensors, by position, that need not be read.
+        """
         total = xxhash.xxh3_128()
         elsewhere = []
-        for tensor in tensors:
+        for position, tensor in enumerate(tensors):
             total.update(str((tuple(tensor.shape), tensor.dtype)).encode())
             if tensor.device.type == "cpu":
-                total.update(digest(tensor))
+                total.update(known[position] if position in known else digest(tensor))
             else:
                 elsewhere.append(checksum(tensor))
         if elsewhere:
@@ -96,7 +102,8 @@ class Trajectory:
     The contents of all weights are digested at the start of a trajectory; between its steps their memory, addresses and
     versions are compared, and on the CPU their first bytes, so that a weight that is rewritten behind torch's back
     (``.data``, ``.numpy()``: how adapters are merged) is seen at once. (A write behind torch's back that leaves the
-    first bytes of a weight as they are is seen from the next run on.) A call continues the trajectory when it passes
+    first bytes of a weight as they are is seen from the next run on.) Evicted weights are neither read nor compared: the
+    kernel knows of every write. A call continues the trajectory when it passes
     the very same condition objects as the call before (or, where a model has no conditions, times from the same
     schedule tensor) and its time is further along in the direction that the times went so far; anything else starts a
     new one.
@@ -112,8 +119,15 @@ class Trajectory:
         self._storages: list[StorageWeakRef] = []
         self._heads: list[memoryview] = []
         self._head = b""
+        self._watch = Watch(())
         self.epoch: bytes | None = None
         self.started = 0
+        with _lock:
+            _trajectories.add(self)
+
+    def let_go(self) -> None:
+        """Hold no memory of weights; the next step digests them anew. Another thread may be within `step`."""
+        self._versions, self._heads, self._watch = None, [], Watch(())
 
     def step(self, weights: Sequence[torch.Tensor], conditions: list[torch.Tensor], times: list[torch.Tensor]) -> bytes:
         """The epoch of the weights for this call."""
@@ -123,13 +137,18 @@ class Trajectory:
             self.epoch = None
             self._falling, self._places, self.started = None, set(map(_place, times)), self.started + 1
             self._conditions, self._schedule = [weakref.ref(tensor) for tensor in conditions], list(times)
+            for mapping in mappings():
+                mapping.trajectory_starts()
         if self.epoch is None or not self._untouched(weights):
             self.epoch = None  # a digest that is interrupted must not leave the old epoch behind
+            watch = Watch(weights)
             self._versions = Weights.versions(weights)
             self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in weights]
-            self._heads = [_head(weight) for weight in weights if weight.device.type == "cpu"]
-            self._head = b"".join(self._heads)
-            self.epoch = Weights.epoch(weights)
+            read = [weight for k, weight in enumerate(weights) if k not in watch.digests]
+            heads = [_head(weight) for weight in read if weight.device.type == "cpu"]
+            self._head = b"".join(heads)
+            self._heads, self._watch = heads, watch
+            self.epoch = Weights.epoch(weights, watch.digests)
         return self.epoch
 
     def _untouched(self, weights: Sequence[torch.Tensor]) -> bool:
@@ -138,7 +157,7 @@ class Trajectory:
             return False
         if any(map(torch.UntypedStorage._expired, map(_cdata_of, self._storages))):
             return False
-        return b"".join(self._heads) == self._head
+        return b"".join(self._heads) == self._head and self._watch.same()
 
     def _further(self, times: list[torch.Tensor]) -> bool:
         """Whether the times moved on, in the direction of the moves before; remembers them."""
@@ -166,6 +185,17 @@ class Trajectory:
         return bool(times) and all(
             _schedule(new) == _schedule(old) != 0 for new, old in zip(times, self._schedule, strict=True)
         )
+
+
+_trajectories: weakref.WeakSet[Trajectory] = weakref.WeakSet()
+_lock = threading.Lock()
+
+
+def let_go() -> None:
+    """Have all trajectories, of all threads, hold no memory of weights."""
+    with _lock:
+        for trajectory in list(_trajectories):
+            trajectory.let_go()
 
 
 def _head(weight: torch.Tensor) -> memoryview:
