@@ -231,8 +231,9 @@ def _unfit(weight: torch.Tensor, eviction: Eviction) -> str | None:
         return "their layout is no plain one"
     if _nbytes(weight) < max(eviction.min_bytes, 1):
         return f"smaller than {eviction.min_bytes} bytes"
-    if weight.untyped_storage().nbytes() != _nbytes(weight):
-        return "they are parts of a larger memory"
+    dense = torch.empty_like(weight, device="meta").stride() == weight.stride()
+    if not dense or weight.untyped_storage().nbytes() != _nbytes(weight):
+        return "they do not fill the memory they lie in"
     if _shared(weight):
         return "other tensors share their memory"
     return None

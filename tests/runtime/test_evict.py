@@ -6,6 +6,7 @@ import copy
 import errno
 import gc
 import io
+import multiprocessing
 import os
 import pickle
 import re
@@ -275,7 +276,7 @@ def test_views_of_one_memory_stay() -> None:
 
     module = compiled(net(Slices))
     assert evicted(module) == set()
-    assert stayed(module)["they are parts of a larger memory"] == 2 * WIDE * WIDE * 4
+    assert stayed(module)["they do not fill the memory they lie in"] == 2 * WIDE * WIDE * 4
 
 
 @pytest.mark.parametrize("hold", ["data", "numpy", "storage", "twin"])
@@ -361,12 +362,8 @@ def test_odd_weights() -> None:
     assert module.text.weight.stride() == (1, WIDE)
     assert torch.equal(call(module), call(original))
     graphopt.restore(module)
-    assert module.text.weight.stride() == (1, WIDE)
-    assert stayed_nothing(module)
-
-
-def stayed_nothing(module: torch.nn.Module) -> bool:
-    return not evicted(module) and module.modulate.weight.stride() == (1, 0)
+    assert evicted(module) == set()
+    assert (module.text.weight.stride(), module.modulate.weight.stride()) == ((1, WIDE), (WIDE, 0))
 
 
 def test_weights_made_in_inference_mode() -> None:
@@ -500,8 +497,8 @@ def test_other_dtypes_and_memory_formats() -> None:
     module, original = compiled(net()), net()
     for each in (module, original):
         each.to(torch.float64)
-    assert torch.equal(module.text.weight, original.text.weight)
-    assert evicted(module) == IDLE  # the new variant's
+    assert torch.equal(call(module), call(original))
+    assert evicted(module) == IDLE  # after the first call of the new variant
     for each in (module, original):
         each.to(torch.float32)
     assert torch.equal(call(module), call(original))
@@ -568,21 +565,20 @@ def test_memory_lives_until_calls_in_flight_have_ended() -> None:
 def test_a_forked_process_has_weights_of_its_own() -> None:
     module, original = compiled(net()), net()
     call(module, 800)
-    script = os.fork()
-    if script == 0:
-        code = 1
-        try:
-            module.text.weight.data.add_(1)
-            original.text.weight.data.add_(1)
-            code = 0 if torch.equal(module.text.weight, original.text.weight) else 2
-            mapping = mapping_of(module.text.weight)
-            code = code or (0 if mapping is not None and len(mapping.written()) == 1 else 3)
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(script, 0)[1]) == 0
+    mapping, array = mapping_of(module.text.weight), module.text.weight.detach().numpy()
+    assert mapping is not None
+
+    def work() -> None:  # without torch's kernels, whose threads no fork survives
+        array[-1, -1] += 1
+        os._exit(len(mapping.written()))
+
+    process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    process.start()
+    process.join(60)
+    process.kill()
+    assert process.exitcode == 1
     assert torch.equal(module.text.weight, original.text.weight)
-    mapping = mapping_of(module.text.weight)
-    assert mapping is not None and mapping.written() == frozenset()
+    assert mapping.written() == frozenset()
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
