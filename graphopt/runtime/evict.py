@@ -1,9 +1,9 @@
-"""Weights that no step reads leave memory: they live on in a private mapping of a file, readable and writable as before.
+"""Weights that no step reads leave memory: they live on in a private mapping of a file, read and written as before.
 
 After the passes the step reads folded and packed copies of many weights, and others are needed once per request or
 schedule only, whose results are kept. Such a weight stays the same Parameter object; only its memory is another: pages
-of a file (`graphopt.runtime.mapped`), which the kernel drops and reads again as it sees fit. Everything goes on working,
-reading such a weight is merely slower the first time.
+of a file (`graphopt.runtime.mapped`), which the kernel drops and reads again as it sees fit. Everything goes on
+working; reading such a weight is merely slower the first time.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _weights(module: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def _needed() -> set[int]:
-    """Ids of all weights that some step reads, of whatever compiled module; a call left to a module reads all of its."""
+    """Ids of all weights that some step reads, of any compiled module; a call left to a module reads all of its."""
     found = set[int]()
     for entry in list(_installed):
         if entry.module.__dict__.get("_compiled_call_impl") is not entry:

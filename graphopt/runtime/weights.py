@@ -102,11 +102,10 @@ class Trajectory:
     The contents of all weights are digested at the start of a trajectory; between its steps their memory, addresses and
     versions are compared, and on the CPU their first bytes, so that a weight that is rewritten behind torch's back
     (``.data``, ``.numpy()``: how adapters are merged) is seen at once. (A write behind torch's back that leaves the
-    first bytes of a weight as they are is seen from the next run on.) Evicted weights are neither read nor compared: the
-    kernel knows of every write. A call continues the trajectory when it passes
-    the very same condition objects as the call before (or, where a model has no conditions, times from the same
-    schedule tensor) and its time is further along in the direction that the times went so far; anything else starts a
-    new one.
+    first bytes of a weight as they are is seen from the next run on.) Evicted weights are neither read nor compared:
+    the kernel knows of every write. A call continues the trajectory when it passes the very same condition objects as
+    the call before (or, where a model has no conditions, times from the same schedule tensor) and its time is further
+    along in the direction that the times went so far; anything else starts a new one.
     """
 
     def __init__(self) -> None:
