@@ -102,7 +102,8 @@ def main() -> int:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.one:
-        print(json.dumps(measure(*options.one, options.steps)))
+        name, way = options.one
+        print(json.dumps(measure(name, way, options.steps)))
         return 0
     rows = []
     print("| | weights | resident | of which private | step |\n|---|---|---|---|---|")

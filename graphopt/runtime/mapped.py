@@ -225,7 +225,7 @@ def _scanned(pagemap: int, start: int, size: int) -> list[tuple[int, int]]:
         _IS_FILE, _IS_FILE, _IS_PRESENT | _IS_SWAPPED, _IS_PRESENT | _IS_SWAPPED,
     )  # fmt: skip
     while True:
-        count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, scan)  # type: ignore[call-overload]
+        count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, scan)
         found += [(region.start - start, region.end - start) for region in regions[:count]]
         if count < _REGIONS or scan.walk_end >= start + size:
             return found

@@ -25,6 +25,7 @@ import graphopt
 from graphopt.runtime import evict, mapped
 from graphopt.runtime.evict import Eviction
 from graphopt.runtime.mapped import Mapping, mapping_of
+from graphopt.runtime.memo import digest
 from tests.soundness.tiny import HoistEverything
 
 pytestmark = pytest.mark.skipif(mapped.unsupported() is not None, reason=str(mapped.unsupported()))
@@ -164,8 +165,12 @@ def test_stable_after_the_first_step() -> None:
 
 def test_evicted_weights_are_not_read_to_digest_them(monkeypatch: pytest.MonkeyPatch) -> None:
     module, read = compiled(net()), list[int]()
-    digest = mapped.digest
-    monkeypatch.setattr("graphopt.runtime.weights.digest", lambda t: (read.append(t.data_ptr()), digest(t))[1])
+
+    def noted(tensor: torch.Tensor) -> bytes:
+        read.append(tensor.data_ptr())
+        return digest(tensor)
+
+    monkeypatch.setattr("graphopt.runtime.weights.digest", noted)
     for _ in range(2):
         for time in (900, 800):
             call(module, time)
@@ -282,15 +287,13 @@ def test_views_of_one_memory_stay() -> None:
 @pytest.mark.parametrize("hold", ["data", "numpy", "storage", "twin"])
 def test_memory_that_somebody_else_holds_stays(hold: str) -> None:
     module, original = net(), net()
-    held = [
-        {
-            "data": lambda each=each: each.text.weight.data,
-            "numpy": lambda each=each: each.text.weight.detach().numpy(),
-            "storage": lambda each=each: each.text.weight.untyped_storage(),
-            "twin": lambda each=each: torch.nn.Parameter(each.text.weight.data, requires_grad=False),
-        }[hold]()
-        for each in (module, original)
-    ]
+    ways: dict[str, Callable[[torch.nn.Parameter], Any]] = {
+        "data": lambda weight: weight.data,
+        "numpy": lambda weight: weight.detach().numpy(),
+        "storage": lambda weight: weight.untyped_storage(),
+        "twin": lambda weight: torch.nn.Parameter(weight.data, requires_grad=False),
+    }
+    held = [ways[hold](each.text.weight) for each in (module, original)]
     compiled(module)
     assert evicted(module) == {"modulate.weight"}
     assert stayed(module)["other tensors share their memory"] == WIDE * WIDE * 4
@@ -338,12 +341,15 @@ def test_bytes_strides_and_digests(value: torch.Tensor) -> None:
     assert (moved.dtype, moved.shape, moved.stride()) == (value.dtype, value.shape, value.stride())
     assert moved.untyped_storage().tolist() == value.untyped_storage().tolist()
     watch = mapped.Watch([value, moved, moved.reshape(-1)[:1]])
-    assert watch.digests.get(1) == mapped.digest(value)
+    assert watch.digests.get(1) == digest(value)
     assert 0 not in watch.digests
     assert (2 in watch.digests) == (value.shape == (1,))
 
 
 class Odd(Net):
+    none: torch.Tensor
+    table: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("none", torch.empty(0, 4))
