@@ -23,6 +23,7 @@ from graphopt.ir.relations import Relation, specialise
 from graphopt.ir.rewrite import Observer, Observers, Pass, check_order, run_pipeline
 from graphopt.ir.stages import Part, split
 from graphopt.ir.verify import example_value
+from graphopt.runtime.evict import Eviction, bring_back
 from graphopt.runtime.installed import Built, Installed
 from graphopt.runtime.report import Report, report_of
 from graphopt.runtime.sampler import ProgressWatch, Sampler, modules_of, recorded_run, roles_of
@@ -38,7 +39,7 @@ _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder"
 def compile(
     x: T, *, inputs: Any = None, roles: Mapping[str, str] | None = None, target: str | Target = "auto",
     pipeline: Sequence[Pass] | str | None = None, strict: bool = False, max_bytes: int = 1 << 30,
-    observers: Sequence[Observer] = (),
+    observers: Sequence[Observer] = (), evict: Any = None,
 ) -> T:  # fmt: skip
     """Compile a diffusion model in place; use it exactly as before.
 
@@ -58,6 +59,8 @@ def compile(
     strict : raise what goes wrong (capture, passes, builds) instead of warning and running the module itself.
     max_bytes : most bytes that kept results of one stage of one module may take.
     observers : see every pass, rewrite and refusal.
+    evict : ``"file"`` moves weights that no step reads from memory to a file (a `pathlib.Path`: in this folder), from
+        which they are read again when needed; by default all stay. They can be read and written as before.
 
     Returns
     -------
@@ -78,6 +81,7 @@ def compile(
             raise UsageError(f"{observer!r} is not a graphopt.Observer", where="observers")
     if max_bytes < 0:
         raise UsageError(f"max_bytes is {max_bytes}", hint="bytes that kept results may take: 0 or more")
+    eviction = Eviction.of(evict)
     sampler, examples = _recorded(x, inputs)
     found = [(name, module) for name, module, _, _ in examples] if sampler else list(_modules(x))
     _check_inputs(x, inputs)
@@ -87,7 +91,8 @@ def compile(
     for (name, module), pair in zip(found, takers, strict=True):
         known = roles_of(sampler.loop, name) if sampler else None if _is_pipeline(x) else _observed(inputs, pair[0])
         builder = _Builder(module, name, known, roles or {}, passes, chosen, strict, observers)
-        installed.append(Installed(module, name, builder, pair, max_bytes=max_bytes, race=race, strict=strict))
+        options: dict[str, Any] = {"max_bytes": max_bytes, "race": race, "strict": strict, "eviction": eviction}
+        installed.append(Installed(module, name, builder, pair, **options))
     try:
         for entry in installed:
             entry.module._compiled_call_impl = entry
@@ -103,12 +108,15 @@ def compile(
     except BaseException:
         for entry in installed:
             _put_back(entry.module, entry.before)
+            bring_back(entry.module)
         if _is_pipeline(x):
             _put_bar_back(x, watched)
         raise
     for entry in installed:  # an earlier compilation has had its day
         if isinstance(entry.before, Installed):
             entry.before = entry.before.before
+            if eviction is None:
+                bring_back(entry.module)
     return sampler or x  # type: ignore[return-value]
 
 
@@ -208,6 +216,7 @@ def restore(x: Any) -> None:
     for _, module in _modules(x):
         if isinstance(module._compiled_call_impl, Installed):
             _put_back(module, module._compiled_call_impl.before)
+            bring_back(module)
     if isinstance(watch := getattr(x, "__dict__", {}).get("progress_bar"), ProgressWatch):
         own = getattr(watch.inner, "__func__", None) is type(x).progress_bar
         _put_bar_back(x, None if own else watch.inner)

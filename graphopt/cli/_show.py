@@ -153,6 +153,9 @@ def show_weights(console: Console, report: Report) -> None:
         console,
         "[dim]What the step does not read is needed once per request or schedule only.[/]",
     )
+    for module in report.modules:
+        if module.eviction:
+            remark(console, Text(f"{module.name}, {module.eviction}"))
     console.print()
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from graphopt.cli._app import AsJson, Debug, out, phase
-from graphopt.cli.run import Arguments, Name, call_values
+from graphopt.cli.run import Arguments, Evict, Name, call_values
 
 
 def report(
@@ -21,6 +21,7 @@ def report(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     target: Annotated[str, typer.Option(help="auto, eager, inductor, or a plug-in's.")] = "auto",
     pass_pipeline: Annotated[str | None, typer.Option(help="Passes, such as exact or none.")] = None,
+    evict: Evict = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -53,7 +54,7 @@ def report(
 
     import graphopt
 
-    graphopt.compile(pipe, target=chosen, pipeline=passes)
+    graphopt.compile(pipe, target=chosen, pipeline=passes, evict="file" if evict else None)
     with phase("compiling and sampling"), torch.no_grad():
         pipe(**arguments, generator=torch.Generator().manual_seed(0))
     found = graphopt.report(pipe)

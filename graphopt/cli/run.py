@@ -16,6 +16,7 @@ Arguments = Annotated[
     list[str] | None,
     typer.Option("--arg", help="An argument of the pipeline's call, key=value with a JSON value; repeat for more."),
 ]
+Evict = Annotated[bool, typer.Option("--evict", help="Move weights that no step reads from memory to a file.")]
 Name = Annotated[str, typer.Argument(metavar="PIPELINE", help="A bundled name, a folder, a hub id, or module:factory.")]
 
 
@@ -35,6 +36,7 @@ def run(
     pass_pipeline: Annotated[str | None, typer.Option(help="Passes, such as exact or none.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the images.")] = Path("graphopt-run"),
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Or run the pipeline as it is.")] = True,
+    evict: Evict = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -72,7 +74,7 @@ def run(
     import graphopt
 
     if compile:
-        graphopt.compile(pipe, target=chosen, pipeline=passes)
+        graphopt.compile(pipe, target=chosen, pipeline=passes, evict="file" if evict else None)
     output.mkdir(parents=True, exist_ok=True)
     rows = []
     for k in range(len(calls) * count):

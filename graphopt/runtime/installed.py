@@ -28,6 +28,7 @@ from graphopt.ir.loop import LoopProgram
 from graphopt.ir.program import Input, Program
 from graphopt.ir.relations import Boundary, Relation, Repeated
 from graphopt.ir.stages import Part
+from graphopt.runtime import evict
 from graphopt.runtime.gate import GATE
 from graphopt.runtime.memo import Key, Memo, key_part, private
 from graphopt.runtime.trajectory import Trajectories
@@ -280,11 +281,12 @@ class Installed:
     race : measure the first call of each variant against the module itself, and leave it to the module when the
         compiled call is not faster.
     strict : raise what goes wrong in compilation instead of warning and stepping aside.
+    eviction : whether and where to evict weights that no step reads.
     """
 
     def __init__(
         self, module: torch.nn.Module, name: str, builder: Builder, takers: Sequence[CallTaker], *, max_bytes: int,
-        race: bool, strict: bool,
+        race: bool, strict: bool, eviction: evict.Eviction | None = None,
     ) -> None:  # fmt: skip
         self.module, self.name, self.max_bytes, self.race, self.strict = module, name, max_bytes, race, strict
         self.before = module.__dict__.get("_compiled_call_impl")  # what `graphopt.restore` brings back
@@ -296,6 +298,8 @@ class Installed:
         self.loop: LoopProgram | None = None  # a trajectory that called the module, recorded
         self._unstable: Counter[Any] = Counter()
         self._lock = threading.RLock()
+        self.eviction, self.stayed = eviction, Counter[str]()
+        evict.register(self)
 
     @property
     def exploits(self) -> tuple[type, ...]:
@@ -306,6 +310,10 @@ class Installed:
         """Exactly what ``module(*args, **kwargs)`` returns without graphopt, up to the accuracy of the passes."""
         if getattr(_capturing, "active", False):
             return self.module._call_impl(*args, **kwargs)
+        with evict.Calling():
+            return self._call(args, kwargs)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.calls += 1
         try:
             found = self._serve(args, kwargs)
@@ -456,13 +464,16 @@ class Installed:
             better = Variant(self, variant.signature, built, time.perf_counter() - start)
             better.tried = set(variant.tried)
             self._add(better)
+            variant.forget()  # it may serve again, and would compute it again
         return better if better.built.boundary.fits(call.tensors) else variant
 
     def _first(self, variant: Variant, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The first call of a variant; other threads wait for it."""
         with self._lock:
             if not variant.checked:
-                return self._both(variant, call, args, kwargs)
+                result = self._both(variant, call, args, kwargs)
+                evict.settle(self)
+                return result
         return self(*args, **kwargs)
 
     def _both(self, variant: Variant, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from graphopt.debug.statistics import PassRecord
 from graphopt.ir.cost import nbytes, program_cost, stage_costs
 from graphopt.ir.program import Program, val
 from graphopt.ir.stages import COMMON, STEP, WEIGHTS, Stage, placement
+from graphopt.runtime.evict import outcome
 from graphopt.runtime.installed import Installed, Variant
 from graphopt.runtime.loop_report import LoopReport, loops_of
 
@@ -60,14 +61,34 @@ class VariantReport:
 
 
 @dataclass
+class EvictionReport:
+    """Bytes of a module's weights, of those evicted now, and by reason of those that stayed in memory."""
+
+    weight_bytes: int
+    evicted_bytes: int
+    stayed: dict[str, int]
+
+    def __str__(self) -> str:
+        reasons = "; ".join(
+            f"{_mega(size)} stayed: {reason}" for reason, size in sorted(self.stayed.items(), key=lambda item: -item[1])
+        )
+        of = f"{_mega(self.evicted_bytes)} of {_mega(self.weight_bytes)} of weights"
+        return f"evicted: {of}" + (f" ({reasons})" if reasons else "")
+
+
+@dataclass
 class ModuleReport:
-    """One compiled module: its variants, its calls, and how many of them the module served itself, by reason."""
+    """One compiled module: its variants, its calls, and how many of them the module served itself, by reason.
+
+    `eviction` is None unless weights that no step reads were to be evicted.
+    """
 
     name: str
     module: str
     calls: int
     variants: list[VariantReport]
     asides: dict[str, int]
+    eviction: EvictionReport | None = None
 
 
 @dataclass
@@ -96,6 +117,8 @@ class Report:
             lines += [
                 f"  left to the module, {counted(count, 'time')}: {reason}" for reason, count in module.asides.items()
             ]
+            if module.eviction:
+                lines.append(f"  {module.eviction}")
             for variant in module.variants:
                 lines += [f"  {line}" for line in _variant_lines(variant)]
                 if module.name == module.module and len(variant.inputs) > 1 and {*variant.inputs.values()} == {"state"}:
@@ -133,6 +156,10 @@ def counted(count: int, noun: str, plural: str = "s") -> str:
     return f"{count} {noun if count == 1 else many}"
 
 
+def _mega(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
 def _giga(flops: Any) -> str:
     return f"{flops / 1e9:9.4f}" if isinstance(flops, int | float) else str(flops)
 
@@ -152,7 +179,9 @@ def report_of(installed: Sequence[Installed]) -> Report:
 
 def _module(entry: Installed) -> ModuleReport:
     variants = [_variant(variant) for variant in entry.variants]
-    return ModuleReport(entry.name, type(entry.module).__name__, entry.calls, variants, dict(entry.asides))
+    found = outcome(entry)
+    eviction = EvictionReport(*found) if found else None
+    return ModuleReport(entry.name, type(entry.module).__name__, entry.calls, variants, dict(entry.asides), eviction)
 
 
 def _variant(variant: Variant) -> VariantReport:

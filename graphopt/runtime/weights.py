@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ import xxhash
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from graphopt.ir.program import Input
+from graphopt.runtime.mapped import Watch, mappings
 from graphopt.runtime.memo import checksum, digest
 
 _kind_of: list[Callable[[torch.Tensor], Any]] = [
@@ -79,14 +83,17 @@ class Weights:
             return None
 
     @staticmethod
-    def contents(tensors: Sequence[torch.Tensor]) -> bytes:
-        """A digest of all contents: changed by every write, those behind torch's back included."""
+    def contents(tensors: Sequence[torch.Tensor], known: Mapping[int, bytes] = MappingProxyType({})) -> bytes:
+        """A digest of all contents: changed by every write, those behind torch's back included.
+
+        `known` are digests of tensors, by position, that need not be read.
+        """
         total = xxhash.xxh3_128()
         elsewhere = []
-        for tensor in tensors:
+        for position, tensor in enumerate(tensors):
             total.update(str((tuple(tensor.shape), tensor.dtype)).encode())
             if tensor.device.type == "cpu":
-                total.update(digest(tensor))
+                total.update(known[position] if position in known else digest(tensor))
             else:
                 elsewhere.append(checksum(tensor))
         if elsewhere:
@@ -120,6 +127,7 @@ class Epoch:
     Between digests the memory, addresses and versions of the weights are compared, and on the CPU their first bytes, so
     that a weight that is rewritten behind torch's back (``.data``, ``.numpy()``: how adapters are merged) is seen at
     once. A write behind torch's back that leaves the first bytes of a weight as they are is seen by the next digest.
+    Evicted weights are neither read nor compared: the kernel knows of every write.
     """
 
     def __init__(self) -> None:
@@ -128,16 +136,30 @@ class Epoch:
         self._storages: list[StorageWeakRef] = []
         self._heads: list[memoryview] = []
         self._head = b""
+        self._watch = Watch(())
+        with _lock:
+            _epochs.add(self)
+
+    def let_go(self) -> None:
+        """Hold no memory of weights; the next call digests them anew. Another thread may be within `of`."""
+        self._versions, self._heads, self._watch = None, [], Watch(())
 
     def of(self, weights: Sequence[torch.Tensor], *, fresh: bool) -> bytes:
-        """The digest of these weights; `fresh`: whatever is known, take it now."""
-        if fresh or self._contents is None or not self._untouched(weights):
+        """The digest of these weights; `fresh`: a trajectory starts, take it whatever is known."""
+        if fresh:
+            self._contents = None
+            for mapping in mappings():
+                mapping.trajectory_starts()
+        if self._contents is None or not self._untouched(weights):
             self._contents = None  # a digest that is interrupted must not leave the old one behind
+            watch = Watch(weights)
             self._versions = Weights.versions(weights)
             self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in weights]
-            self._heads = [_head(weight) for weight in weights if weight.device.type == "cpu"]
-            self._head = b"".join(self._heads)
-            self._contents = Weights.contents(weights)
+            read = [weight for k, weight in enumerate(weights) if k not in watch.digests]
+            heads = [_head(weight) for weight in read if weight.device.type == "cpu"]
+            self._head = b"".join(heads)
+            self._heads, self._watch = heads, watch
+            self._contents = Weights.contents(weights, watch.digests)
         return self._contents
 
     def _untouched(self, weights: Sequence[torch.Tensor]) -> bool:
@@ -146,7 +168,18 @@ class Epoch:
             return False
         if any(map(torch.UntypedStorage._expired, map(_cdata_of, self._storages))):
             return False
-        return b"".join(self._heads) == self._head
+        return b"".join(self._heads) == self._head and self._watch.same()
+
+
+_epochs: weakref.WeakSet[Epoch] = weakref.WeakSet()
+_lock = threading.Lock()
+
+
+def let_go() -> None:
+    """Have all digests, of all threads, hold no memory of weights."""
+    with _lock:
+        for epoch in list(_epochs):
+            epoch.let_go()
 
 
 def _head(weight: torch.Tensor) -> memoryview:

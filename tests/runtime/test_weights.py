@@ -119,7 +119,7 @@ def test_other_kinds_of_weights_do_not_fit() -> None:
 
 
 def test_an_interrupted_digest_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(tensors: object) -> bytes:
+    def interrupted(*tensors: object) -> bytes:
         raise KeyboardInterrupt
 
     module, weights = _linear()

@@ -141,7 +141,7 @@ def misses(pipe: Any) -> dict[str, int]:
     }
 
 
-def pair(make: Any) -> tuple[Any, Any]:
+def pair(make: Any, **options: Any) -> tuple[Any, Any]:
     """A pipeline, and its compiled twin."""
     original, compiled = make(), make()
-    return original, graphopt.compile(compiled, target="eager", pipeline=[HoistEverything()], strict=True)
+    return original, graphopt.compile(compiled, target="eager", pipeline=[HoistEverything()], strict=True, **options)
