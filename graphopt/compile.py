@@ -93,6 +93,7 @@ def compile(
         builder = _Builder(module, name, known, roles or {}, passes, chosen, strict, observers)
         options: dict[str, Any] = {"max_bytes": max_bytes, "race": race, "strict": strict, "eviction": eviction}
         installed.append(Installed(module, name, builder, pair, **options))
+    bar = vars(x).get("progress_bar") if _is_pipeline(x) else None
     try:
         for entry in installed:
             entry.module._compiled_call_impl = entry
@@ -101,16 +102,14 @@ def compile(
             for entry in installed:
                 entry.loop = sampler.loop
         if _is_pipeline(x):
-            watched = x.__dict__.get("progress_bar")
-            inner = watched.inner if isinstance(watched, ProgressWatch) else x.progress_bar
-            x.progress_bar = ProgressWatch(x, inner, installed)
+            _watch(x, installed)
         _warm_up(x, inputs, installed, examples)
     except BaseException:
         for entry in installed:
             _put_back(entry.module, entry.before)
             bring_back(entry.module)
         if _is_pipeline(x):
-            _put_bar_back(x, watched)
+            _put_bar_back(x, bar)
         raise
     for entry in installed:  # an earlier compilation has had its day
         if isinstance(entry.before, Installed):
@@ -138,6 +137,12 @@ def _recorded(x: Any, inputs: Any) -> tuple[Sampler | None, list[Example]]:
         hint = "it must call an nn.Module with weights in the thread that calls it"
         raise UsageError(f"{what} called no module that could be compiled", where="one run with inputs", hint=hint)
     return sampler, found
+
+
+def _watch(pipe: Any, installed: Sequence[Installed]) -> None:
+    """See the runs of a pipeline from now on, by its progress bar."""
+    bar = pipe.progress_bar
+    pipe.progress_bar = ProgressWatch(pipe, bar.inner if isinstance(bar, ProgressWatch) else bar, installed)
 
 
 def _put_bar_back(pipe: Any, bar: Any) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 import operator
+import os
 import sys
 import threading
+import types
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from graphopt import errors
 from graphopt.ir.loop import LoopCall, LoopProgram, ModuleCall
 
 _here = threading.local()
@@ -28,7 +32,11 @@ _lock = threading.Lock()
 _watching = 0  # recordings under way in the process
 _module_call: Callable[..., Any] = torch.nn.Module.__call__
 _FEW = 4  # elements of an argument whose numbers are noted
-_LIBRARIES = ("/torch/", "/graphopt/", "/contextlib.py")
+# Folders of code that is nobody's sampler.
+_LIBRARIES = (
+    *(str(Path(path).parent) + os.sep for path in (torch.__file__, str(errors.__file__))),
+    contextlib.__file__,
+)
 
 
 class Recording(TorchDispatchMode):
@@ -40,7 +48,7 @@ class Recording(TorchDispatchMode):
     """
 
     def __init__(self, names: dict[torch.nn.Module, str] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph, self.names = fx.Graph(), dict(names or {})
         self.modules: dict[str, torch.nn.Module] = {}
         self.examples: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}  # arguments of each module's first call
@@ -112,7 +120,8 @@ class Recording(TorchDispatchMode):
         bound = _bound(module, args, kwargs)
         keyed, _ = tree_flatten_with_path(bound)
         tensors = [(_path(path), leaf) for path, leaf in keyed if isinstance(leaf, torch.Tensor)]
-        numbers = {_path(path): (leaf,) for path, leaf in keyed if type(leaf) in (int, float)}
+        numbers: dict[str, tuple[float, ...]]
+        numbers = {_path(path): (float(leaf),) for path, leaf in keyed if type(leaf) in (int, float)}
         numbers.update({path: n for path, leaf in tensors if (n := _numbers(leaf))})
         nodes = tuple(self._node(leaf) for _, leaf in tensors)
         result = _module_call(module, *args, **kwargs)
@@ -207,12 +216,12 @@ def _memory(tensor: torch.Tensor) -> int:
 
 def _user_line() -> str:
     """The line at work that belongs neither to torch nor to graphopt."""
-    frame = sys._getframe(2)
+    frame: types.FrameType | None = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not any(part in name for part in _LIBRARIES):
+        if not name.startswith(_LIBRARIES):
             return f"{_short(name)}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""
 
 

@@ -307,4 +307,4 @@ def _part(node: fx.Node, position: int) -> fx.Node | None:
 def _dim(node: fx.Node) -> int:
     dim = node.args[1] if len(node.args) > 1 else 0
     assert isinstance(dim, int)
-    return dim % val(node).ndim
+    return dim % int(val(node).ndim)

@@ -226,7 +226,8 @@ def guidance(call: fx.Node, segment: Sequence[fx.Node]) -> Guidance | None:
             for term, weight in update.coefficients().items():
                 if term in parts:
                     weights[parts[term][0]] += weight
-            if set(update.terms) <= set(parts) and abs(sum(weights) - 1) < 1e-6:
+            if not set(update.terms) <= set(parts):
+                break  # something else enters first
+            if abs(sum(weights) - 1) < 1e-6:
                 return Guidance(node, tuple(weights))
-            break  # they enter something else first
     return None

@@ -77,10 +77,26 @@ class EvictionReport:
 
 
 @dataclass
+class GuidanceReport:
+    """Calls held back until the weights of their guidance branches were known, their branches, and those computed."""
+
+    calls: int
+    branches: int
+    computed: int
+
+    def __str__(self) -> str:
+        return (
+            f"guidance: {self.branches - self.computed} of {self.branches} branches in "
+            f"{counted(self.calls, 'call')} had no weight and were left out"
+        )
+
+
+@dataclass
 class ModuleReport:
     """One compiled module: its variants, its calls, and how many of them the module served itself, by reason.
 
-    `eviction` is None unless weights that no step reads were to be evicted.
+    `eviction` is None unless weights that no step reads were to be evicted, `guidance` unless calls were held back
+    until the weights of their guidance branches were known.
     """
 
     name: str
@@ -89,6 +105,7 @@ class ModuleReport:
     variants: list[VariantReport]
     asides: dict[str, int]
     eviction: EvictionReport | None = None
+    guidance: GuidanceReport | None = None
 
 
 @dataclass
@@ -117,8 +134,7 @@ class Report:
             lines += [
                 f"  left to the module, {counted(count, 'time')}: {reason}" for reason, count in module.asides.items()
             ]
-            if module.eviction:
-                lines.append(f"  {module.eviction}")
+            lines += [f"  {entry}" for entry in (module.eviction, module.guidance) if entry]
             for variant in module.variants:
                 lines += [f"  {line}" for line in _variant_lines(variant)]
                 if module.name == module.module and len(variant.inputs) > 1 and {*variant.inputs.values()} == {"state"}:
@@ -181,7 +197,11 @@ def _module(entry: Installed) -> ModuleReport:
     variants = [_variant(variant) for variant in entry.variants]
     found = outcome(entry)
     eviction = EvictionReport(*found) if found else None
-    return ModuleReport(entry.name, type(entry.module).__name__, entry.calls, variants, dict(entry.asides), eviction)
+    held = entry.branches.counts
+    guidance = GuidanceReport(held.calls, held.branches, held.computed) if held.calls else None
+    return ModuleReport(
+        entry.name, type(entry.module).__name__, entry.calls, variants, dict(entry.asides), eviction, guidance
+    )
 
 
 def _variant(variant: Variant) -> VariantReport:
