@@ -36,7 +36,7 @@ from ..ir.layout import has_symbols, refresh
 from ..ir.program import Program, bind, dtype, shape, val
 from ..ir.relations import Constant
 from ..ir.rewrite import Accuracy, Match, Pass, Refusal
-from ..ir.stages import STAGES, WEIGHTS, Stage, stage_name, stages
+from ..ir.stages import STAGES, WEIGHTS, Stage, kept_as, stages
 
 aten = torch.ops.aten
 _CONVOLUTIONS = tuple(op for conv in (aten.conv1d, aten.conv2d, aten.conv3d) for op in (conv.default, conv.padding))
@@ -168,5 +168,5 @@ def _groups(source: fx.Node, known: Mapping[fx.Node, Stage]) -> list[list[_Piece
     """The parts by stage, in the order of computation."""
     found: dict[str, list[_Piece]] = {name: [] for name in STAGES}
     for piece in _pieces(source):
-        found[stage_name(known[piece[0]])].append(piece)
+        found[kept_as(known[piece[0]])].append(piece)
     return [group for group in found.values() if group]
