@@ -47,6 +47,11 @@ class ModuleCall:
         raise TypeError(f"a recorded call of {self.module} is there to be read; it cannot be run")
 
 
+def written_beside(before: Any, write: Any) -> Any:
+    """The target of a node for a tensor whose memory was written to by way of another tensor."""
+    raise TypeError("a recorded write is there to be read; it cannot be run")
+
+
 @dataclass(frozen=True)
 class LoopCall:
     """One call of a module in a trajectory.
@@ -257,7 +262,7 @@ class LoopProgram:
         return max((len(weights) for weights in found if 0.0 in weights), default=0)
 
 
-_PLUMBING = frozenset({aten.detach.default, aten.alias.default, aten.lift_fresh.default})
+_PLUMBING = frozenset({aten.detach.default, aten.alias.default, aten.lift_fresh.default, written_beside})
 _SAME_PARTS = (aten._to_copy.default, aten.clone.default, aten.detach.default, aten.mul.Tensor, aten.div.Tensor)
 
 
