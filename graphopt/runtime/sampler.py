@@ -54,12 +54,11 @@ class ProgressWatch:
         return _Bar(bar, recorded_run(self.installed, type(self.pipe).__name__))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the pipeline is not compiled: its bar is just its bar."""
-        pipe = copy.deepcopy(self.pipe, memo)
-        return functools.partial(type(pipe).progress_bar, pipe)
+        """A copy of the pipeline is not compiled: its bar is just its bar, or a copy of what a user had put there."""
+        return copy.deepcopy(self.inner, memo)
 
     def __reduce__(self) -> Any:
-        return functools.partial, (type(self.pipe).progress_bar, self.pipe)
+        return functools.partial, (self.inner,)
 
 
 class _Bar:
