@@ -156,12 +156,24 @@ def record(names: dict[torch.nn.Module, str] | None = None) -> Iterator[Recordin
         return
     _watch(1)
     _here.recording = recording
+    recording.__enter__()
     try:
-        with recording:
-            yield recording
+        yield recording
     finally:
+        _leave(recording)
         _here.recording = None
         _watch(-1)
+
+
+def _leave(recording: Recording) -> None:
+    """Take the recording off the stack of modes, from below those that a user entered inside and has not left."""
+    above = []
+    while (mode := _get_current_dispatch_mode()) is not None and mode is not recording:
+        above.append(_pop_mode())
+    if mode is not None:
+        recording.__exit__(None, None, None)
+    for mode in reversed(above):
+        _push_mode(mode)
 
 
 def active() -> bool:
