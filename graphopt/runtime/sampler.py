@@ -58,7 +58,11 @@ class ProgressWatch:
         return copy.deepcopy(self.inner, memo)
 
     def __reduce__(self) -> Any:
-        return functools.partial, (self.inner,)
+        return _itself, (self.inner,)
+
+
+def _itself(bar: Any) -> Any:
+    return bar
 
 
 class _Bar:
