@@ -27,7 +27,7 @@ def repeated(tensors: Sequence[torch.Tensor], paths: Sequence[str], roles: Seque
     """
     state = [tensor for tensor, role in zip(tensors, roles, strict=True) if role == "state" and tensor.ndim > 1]
     for times in _BRANCHES:
-        if any(repeats(tensor, times) and bool((tensor != tensor.flatten()[0]).any()) for tensor in state):
+        if any(repeats(tensor, times) and not _uniform(tensor) for tensor in state):
             return tuple(
                 Repeated(path, times) for tensor, path in zip(tensors, paths, strict=True) if repeats(tensor, times)
             )
@@ -111,6 +111,11 @@ def _runs(same: torch.Tensor, dim: int) -> Iterator[tuple[int, int]]:
         elif not flag and start is not None:
             yield start, index
             start = None
+
+
+def _uniform(tensor: torch.Tensor) -> bool:
+    flat = bits(tensor).flatten()
+    return bool((flat == flat[0]).all())
 
 
 def _equal(new: torch.Tensor, old: torch.Tensor) -> bool:
