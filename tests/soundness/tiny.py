@@ -15,15 +15,24 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from torch import fx
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import graphopt
 from graphopt.ir.program import Program
 from graphopt.ir.relations import Constant, Paired, Repeated, Unchanged
 from graphopt.ir.rewrite import Match, Pass
-from graphopt.ir.stages import COMMON, STAGES, stages
+from graphopt.ir.stages import COMMON, STAGES, Stage, stages
 
 WIDTH, TOKENS, SIDE, STEPS = 16, 5, 16, 3
+
+
+def earliest(program: Program) -> dict[fx.Node, Stage]:
+    """The first stage that has all that a node reads, values and shapes."""
+    found = stages(program)
+    for node, stage in found.items():
+        found[node] = stage.union(*(found[source] for source in node.all_input_nodes))
+    return found
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class HoistEverything(Pass):
     repeat: ClassVar[bool] = False
 
     def find(self, program: Program) -> Iterable[Match]:
-        for node, stage in stages(program).items():
+        for node, stage in earliest(program).items():
             if node.op == "call_function" and "state" not in stage:
                 yield Match(node, captures={"stage": stage})
 
@@ -63,7 +72,7 @@ class ExploitEverything(HoistEverything):
 
     def find(self, program: Program) -> Iterable[Match]:
         yield from super().find(program)
-        for node, stage in stages(program).items():
+        for node, stage in earliest(program).items():
             if node.op == "call_function" and "state" in stage and "condition" not in stage:
                 yield Match(node, captures={"stage": COMMON})
 
