@@ -10,6 +10,7 @@ Node metadata: ``val`` (a meta tensor), ``source`` (the user's line), ``value`` 
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -166,6 +167,18 @@ class LoopProgram:
             if node in repeated or random or any(source in found for source in node.all_input_nodes):
                 found.add(node)
         return frozenset(found)
+
+    @cached_property
+    def values(self) -> dict[fx.Node, int]:
+        """A number for each value: what is computed again from the same values by the same operation has the same."""
+        found: dict[fx.Node, int] = {}
+        known: dict[Any, int] = {}
+        for node in self.graph.nodes:
+            again = isinstance(node.target, OpOverload) and not has_effect(node) or node.target is operator.getitem
+            given = fx.map_arg((node.args, node.kwargs), lambda source: f"%{found[source]}") if again else None
+            key = (node.target, repr(given)) if again else node
+            found[node] = known.setdefault(key, len(known))
+        return found
 
     def state(self, call: LoopCall) -> tuple[fx.Node, ...]:
         """The arguments of a call that make up its state."""

@@ -69,6 +69,14 @@ def test_separate_branches() -> None:
         assert seen(calls) == (2 * count + 1, (Paired(count),))
 
 
+def test_a_watch_that_begins_within_a_group() -> None:
+    prompts = [torch.ones(1, 2), torch.zeros(1, 2), torch.full((1, 2), 2.0)]
+    for count in (2, 3):
+        states = [noise() for _ in range(5)]
+        calls = [(state, float(-k), prompt) for k, state in enumerate(states) for prompt in prompts[:count]]
+        assert seen(calls[count - 1 :]) == (2 * count + 2, (Paired(count),))
+
+
 def test_branches_now_and_then_are_no_groups() -> None:
     states = [noise() for _ in range(5)]
     calls = [(s, float(-k), p) for k, s in enumerate(states) for p in ([PROMPT, PROMPT * 2] if k == 1 else [PROMPT])]
