@@ -145,12 +145,14 @@ class Recording(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def record(names: dict[torch.nn.Module, str] | None = None) -> Iterator[Recording]:
-    """Record what the calling thread computes inside ``with record() as recording:``.
+def record(
+    names: dict[torch.nn.Module, str] | None = None, *, kind: type[Recording] = Recording
+) -> Iterator[Recording]:
+    """Record what the calling thread computes inside ``with record() as recording:``, in a recording of this kind.
 
     Nothing is recorded, and the recording stays empty, where the thread is recorded already.
     """
-    recording = Recording(names)
+    recording = kind(names)
     if active():
         yield recording
         return

@@ -200,7 +200,7 @@ class Guidance:
 
     Attributes
     ----------
-    node : the first value that all branches enter.
+    node : the first value that is a weighted mean of all branches.
     weights : of each branch, by its position in the batch; they add up to 1.
     """
 
@@ -226,7 +226,8 @@ def guidance(call: fx.Node, segment: Sequence[fx.Node]) -> Guidance | None:
             for term, weight in update.coefficients().items():
                 if term in parts:
                     weights[parts[term][0]] += weight
-            if set(update.terms) <= set(parts) and abs(sum(weights) - 1) < 1e-6:
+            if not set(update.terms) <= set(parts):
+                break  # they enter something else first
+            if abs(sum(weights) - 1) < 1e-6:  # not yet a difference of branches
                 return Guidance(node, tuple(weights))
-            break  # they enter something else first
     return None
