@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,7 +130,7 @@ def _recorded(x: Any, inputs: Any) -> tuple[Sampler | None, list[Example]]:
         hint = "graphopt.compile(sample, inputs=(...)): arguments for one run, which is recorded"
         raise UsageError(f"the sampling function {what} needs example arguments", where="inputs", hint=hint)
     args, kwargs = _arguments(inputs)
-    with torch.random.fork_rng(), torch.no_grad(), record() as recording:
+    with _example_run(inputs), record() as recording:
         function(*args, **kwargs)
     sampler = Sampler(function, recording.program(what))
     found = [(name, module, *recording.examples[name]) for name, module in modules_of(recording)]
@@ -374,11 +375,24 @@ def _check_inputs(x: Any, inputs: Any) -> None:
             raise UsageError(what, where="inputs") from None
 
 
+@contextlib.contextmanager
+def _example_run(inputs: Any) -> Iterator[None]:
+    """Random numbers go on as if what runs in here had not run, those of generators among `inputs` too."""
+    generators = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    with torch.random.fork_rng(), torch.no_grad():
+        try:
+            yield
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+
+
 def _warm_up(x: Any, inputs: Any, installed: Sequence[Installed], examples: Sequence[Example]) -> None:
-    """Compile now, by running the example call; random numbers go on as if it had not run."""
+    """Compile now, by running the example call."""
     if inputs is None:
         return
-    with torch.random.fork_rng(), torch.no_grad():
+    with _example_run(inputs):
         if examples:
             for _, module, args, kwargs in examples:
                 module(*args, **kwargs)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import re
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -74,7 +72,7 @@ def _exported(module: torch.nn.Module, taker: CallTaker, call: Call) -> torch.ex
     # New objects: the tracer takes an argument that is a parameter of the module for that parameter, in every call.
     fresh = {id(tensor): tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in call.tensors}
     tensors = tuple(fresh[id(tensor)] for tensor in call.tensors)
-    with _attributes_kept(module), _patched_for_this_thread():
+    with _attributes_kept(module):
         exported: torch.export.ExportedProgram = torch.export.export(_Bound(module, taker, call), tensors, strict=False)
     functional: torch.export.ExportedProgram = exported.run_decompositions({})
     return functional
@@ -177,31 +175,6 @@ def _attributes_kept(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for state, before in held:
             state.update((name, value) for name, value in before.items() if state.get(name) is not value)
-
-
-@contextlib.contextmanager
-def _patched_for_this_thread() -> Iterator[None]:
-    """Methods of classes that the tracer replaces are replaced for the calling thread alone.
-
-    It replaces ``torch.nn.Module.__call__`` for the process, and would trace what other threads call meanwhile.
-    """
-    patcher: Any = torch.fx._symbolic_trace._Patcher
-    patch_method, me = patcher.patch_method, threading.get_ident()
-
-    def patch(self: Any, kind: type, name: str, function: Callable[..., Any], deduplicate: bool = True) -> None:
-        original = getattr(kind, name)
-
-        @functools.wraps(function)
-        def here(*args: Any, **kwargs: Any) -> Any:
-            return (function if threading.get_ident() == me else original)(*args, **kwargs)
-
-        patch_method(self, kind, name, here, deduplicate)
-
-    patcher.patch_method = patch
-    try:
-        yield
-    finally:
-        patcher.patch_method = patch_method
 
 
 @contextlib.contextmanager

@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode, _push_mode
-from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_map_only
+from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from graphopt import errors
-from graphopt.ir.loop import LoopCall, LoopProgram, ModuleCall
+from graphopt.capture.tracing import METHODS
+from graphopt.ir.loop import LoopCall, LoopProgram, ModuleCall, written_beside
 
 _here = threading.local()
-_lock = threading.Lock()
 _watching = 0  # recordings under way in the process
-_module_call: Callable[..., Any] = torch.nn.Module.__call__
+_replaced: Callable[..., Any] | None = None  # the `nn.Module.__call__` that `_watched_call` stands in for
 _FEW = 4  # elements of an argument whose numbers are noted
 # Folders of code that is nobody's sampler.
 _LIBRARIES = (
@@ -69,9 +69,8 @@ class Recording(TorchDispatchMode):
         node = self.graph.call_function(func, *given)
         node.meta["source"] = _user_line()
         self._returned(node, result)
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, torch.Tensor):
-                self._written(value, node)
+        for value in _written_to(func, args, kwargs):
+            self._written(value, node)
         return result
 
     def _node(self, tensor: torch.Tensor) -> fx.Node:
@@ -99,11 +98,13 @@ class Recording(TorchDispatchMode):
         self._memories.setdefault(_memory(tensor), []).append(weakref.ref(tensor))
 
     def _written(self, tensor: torch.Tensor, node: fx.Node) -> None:
-        """A tensor was written to: it is the result now, and what else lies in its memory is known no more."""
-        for reference in self._memories.get(_memory(tensor), ()):
-            other = reference()
-            if other is not None and other is not tensor:
-                self._nodes.pop(other, None)
+        """A tensor was written to: it is the result now, and what else lies in its memory may have changed with it."""
+        lying = {id(other): other for ref in self._memories.get(_memory(tensor), ()) if (other := ref()) is not None}
+        for other in lying.values():
+            if other is not tensor and other in self._nodes:
+                beside = self.graph.call_function(written_beside, (self._nodes[other], node))
+                beside.meta["val"] = self._nodes[other].meta["val"]
+                self._nodes[other] = beside
         self._name(node, tensor)
 
     # -- modules -----------------------------------------------------------------------------------------------------
@@ -153,23 +154,37 @@ class Recording(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def record(names: dict[torch.nn.Module, str] | None = None) -> Iterator[Recording]:
-    """Record what the calling thread computes inside ``with record() as recording:``.
+def record(
+    names: dict[torch.nn.Module, str] | None = None, *, kind: type[Recording] = Recording
+) -> Iterator[Recording]:
+    """Record what the calling thread computes inside ``with record() as recording:``, in a recording of this kind.
 
     Nothing is recorded, and the recording stays empty, where the thread is recorded already.
     """
-    recording = Recording(names)
+    recording = kind(names)
     if active():
         yield recording
         return
     _watch(1)
     _here.recording = recording
+    recording.__enter__()
     try:
-        with recording:
-            yield recording
+        yield recording
     finally:
+        _leave(recording)
         _here.recording = None
         _watch(-1)
+
+
+def _leave(recording: Recording) -> None:
+    """Take the recording off the stack of modes, from below those that a user entered inside and has not left."""
+    above = []
+    while (mode := _get_current_dispatch_mode()) is not None and mode is not recording:
+        above.append(_pop_mode())
+    if mode is not None:
+        recording.__exit__(None, None, None)
+    for mode in reversed(above):
+        _push_mode(mode)
 
 
 def active() -> bool:
@@ -178,11 +193,14 @@ def active() -> bool:
 
 
 def _watch(change: int) -> None:
-    """While any thread records, calls of modules pass by `_watched_call`."""
-    global _watching
-    with _lock:
+    """While any thread records, calls of modules pass by `_watched_call`; whoever replaced the method keeps it."""
+    global _watching, _replaced
+    with METHODS:
         _watching += change
-        torch.nn.Module.__call__ = _watched_call if _watching else _module_call  # type: ignore[method-assign]
+        if _watching and _replaced is None:
+            _replaced, torch.nn.Module.__call__ = torch.nn.Module.__call__, _watched_call  # type: ignore[method-assign]
+        elif not _watching and torch.nn.Module.__call__ is _watched_call:
+            torch.nn.Module.__call__, _replaced = _replaced, None  # type: ignore[method-assign,assignment]
 
 
 def _watched_call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -190,6 +208,20 @@ def _watched_call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
     if recording is None:
         return _module_call(module, *args, **kwargs)
     return recording.call(module, args, kwargs)
+
+
+def _module_call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    # Another thread may have ended the last recording since this call began.
+    return (_replaced or torch.nn.Module.__call__)(module, *args, **kwargs)
+
+
+def _written_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
+    """The tensors that an operation writes to, those in lists and named by keyword (``out``) included."""
+    schema = getattr(func, "_schema", None)  # operators of higher order have none
+    for position, argument in enumerate(schema.arguments if schema is not None else ()):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
 
 
 def _bound(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

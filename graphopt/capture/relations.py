@@ -27,7 +27,7 @@ def repeated(tensors: Sequence[torch.Tensor], paths: Sequence[str], roles: Seque
     """
     state = [tensor for tensor, role in zip(tensors, roles, strict=True) if role == "state" and tensor.ndim > 1]
     for times in _BRANCHES:
-        if any(repeats(tensor, times) and bool((tensor != tensor.flatten()[0]).any()) for tensor in state):
+        if any(repeats(tensor, times) and not _uniform(tensor) for tensor in state):
             return tuple(
                 Repeated(path, times) for tensor, path in zip(tensors, paths, strict=True) if repeats(tensor, times)
             )
@@ -38,8 +38,9 @@ def repeated(tensors: Sequence[torch.Tensor], paths: Sequence[str], roles: Seque
 class Watch:
     """What stays the same from call to call of one variant in one thread.
 
-    `see` looks at one call after the other and answers with the relations once two moves to a new state were seen, or
-    after `patience` calls; None before that. State and times are copied for as long as it takes, not longer.
+    `see` looks at one call after the other and answers with the relations once two moves to a new state were seen (or
+    three, where groups of calls on one state are of other sizes: the first may have begun before), or after `patience`
+    calls; None before that. State and times are copied for as long as it takes, not longer.
     """
 
     paths: Sequence[str]
@@ -48,16 +49,16 @@ class Watch:
     _last: list[torch.Tensor] = field(default_factory=list)
     _same: dict[int, torch.Tensor | None] = field(default_factory=dict)  # state → entries that never changed
     _moves: int = 0
-    _pairs: int = 0
+    _groups: list[int] = field(default_factory=lambda: [1])  # calls on each state so far
     _calls: int = 0
-    _in_pair: bool = False
 
     def see(self, tensors: Sequence[torch.Tensor]) -> tuple[Relation, ...] | None:
         """Compare a call with the one before."""
         self._calls += 1
         if self._last:
             self._compare(tensors)
-        if self._moves >= 2 and not self._in_pair:
+        complete = self._groups[:-1]
+        if self._moves >= 3 or (self._moves == 2 and complete[0] == complete[1]):
             self._last = []
             return (*repeated(tensors, self.paths, self.roles), *self._found())
         if self._calls >= self.patience:
@@ -71,13 +72,12 @@ class Watch:
         changed = [not _equal(new, old) for new, old in zip(tensors, self._last, strict=True)]
         by_role = {role: {c for c, r in zip(changed, self.roles, strict=True) if r == role} for role in self.roles}
         if True not in by_role.get("state", set()) and True not in by_role.get("time", set()):
-            self._in_pair = True in by_role.get("condition", set())
-            self._pairs += self._in_pair
+            self._groups[-1] += True in by_role.get("condition", set())
             return
-        self._in_pair = False
         if True not in by_role.get("state", set()):
             return  # another time alone: no step of a sampler
         self._moves += 1
+        self._groups.append(1)
         for position, (new, old, role) in enumerate(zip(tensors, self._last, self.roles, strict=True)):
             if role != "state":
                 continue
@@ -96,8 +96,9 @@ class Watch:
                 if ranges:
                     yield from (Constant(self.paths[position], dim, *found) for found in ranges)
                     break
-        if self._pairs and self._pairs % self._moves == 0:
-            yield Paired(1 + self._pairs // self._moves)
+        first, *others = self._groups[:-1]
+        if len(set(others)) == 1 and first <= others[0] > 1:
+            yield Paired(others[0])
 
 
 def _runs(same: torch.Tensor, dim: int) -> Iterator[tuple[int, int]]:
@@ -111,6 +112,11 @@ def _runs(same: torch.Tensor, dim: int) -> Iterator[tuple[int, int]]:
         elif not flag and start is not None:
             yield start, index
             start = None
+
+
+def _uniform(tensor: torch.Tensor) -> bool:
+    flat = bits(tensor).flatten()
+    return bool((flat == flat[0]).all())
 
 
 def _equal(new: torch.Tensor, old: torch.Tensor) -> bool:

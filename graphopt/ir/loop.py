@@ -10,6 +10,7 @@ Node metadata: ``val`` (a meta tensor), ``source`` (the user's line), ``value`` 
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -45,6 +46,11 @@ class ModuleCall:
 
     def __call__(self, *tensors: Any) -> Any:
         raise TypeError(f"a recorded call of {self.module} is there to be read; it cannot be run")
+
+
+def written_beside(before: Any, write: Any) -> Any:
+    """The target of a node for a tensor whose memory was written to by way of another tensor."""
+    raise TypeError("a recorded write is there to be read; it cannot be run")
 
 
 @dataclass(frozen=True)
@@ -162,9 +168,25 @@ class LoopProgram:
                 found.add(node)
         return frozenset(found)
 
+    @cached_property
+    def values(self) -> dict[fx.Node, int]:
+        """A number for each value: what is computed again from the same values by the same operation has the same."""
+        found: dict[fx.Node, int] = {}
+        known: dict[Any, int] = {}
+        for node in self.graph.nodes:
+            again = isinstance(node.target, OpOverload) and not has_effect(node) or node.target is operator.getitem
+            given = fx.map_arg((node.args, node.kwargs), lambda source: f"%{found[source]}") if again else None
+            key = (node.target, repr(given)) if again else node
+            found[node] = known.setdefault(key, len(known))
+        return found
+
     def state(self, call: LoopCall) -> tuple[fx.Node, ...]:
         """The arguments of a call that make up its state."""
         return tuple(node for node in call.arguments.values() if node in self.moving)
+
+    def _place(self, call: LoopCall) -> tuple[int, ...]:
+        """The values of a call's state."""
+        return tuple(self.values[node] for node in self.state(call))
 
     @cached_property
     def calls_per_timestep(self) -> int:
@@ -175,7 +197,7 @@ class LoopProgram:
             run = 1
             for call, following in pairwise(calls):
                 same = call.times == following.times
-                run = run + (self.state(call) != self.state(following)) if same else 1
+                run = run + (self._place(call) != self._place(following)) if same else 1
                 longest = max(longest, run)
         return longest
 
@@ -192,14 +214,15 @@ class LoopProgram:
                 source = str(node.meta.get("source", ""))
                 if (times := repetitions(node)) > 1:
                     yield Finding(module, Repeated(path, times), source)
-                if all(call.arguments.get(path) is node for call in calls):
+                given = [call.arguments.get(path) for call in calls]
+                if all(other is not None and self.values[other] == self.values[node] for other in given):
                     yield Finding(module, Unchanged(path), source)
                 else:
                     yield from self._constants(module, path, calls)
 
     def _paired(self, module: str, calls: list[LoopCall]) -> Iterator[Finding]:
         """Calls in a row on one state."""
-        states = [self.state(call) for call in calls]
+        states = [self._place(call) for call in calls]
         for size in (2, 3):
             groups = [states[k : k + size] for k in range(0, len(states) - size + 1, size)]
             if len(groups) > 1 and all(len(set(group)) == 1 for group in groups) and len({g[0] for g in groups}) > 1:
@@ -209,16 +232,17 @@ class LoopProgram:
     def _constants(self, module: str, path: str, calls: list[LoopCall]) -> Iterator[Finding]:
         """Parts of a concatenation that are the very same values in every call."""
         nodes = [call.arguments[path] for call in calls if path in call.arguments]
-        if repetitions(nodes[0]) > 1 and nodes[0].target is aten.cat.default:
+        if repetitions(nodes[0]) > 1 and nodes[0].target is aten.cat.default and _dim(nodes[0]) == 0:
             nodes = [part for node in nodes if (part := _part(node, 0)) is not None]  # one of the equal parts
         if any(node.target is not aten.cat.default for node in nodes):
             return
         start, dim = 0, _dim(nodes[0])
         for position, part in enumerate(_parts(nodes[0])):
             stop = start + int(val(part).shape[dim])
-            if part not in self.moving and dim > 0:
-                same = all(_part(node, position) is part for node in nodes)
-                against = "" if same else "it is made anew for each call"
+            others = [_part(node, position) for node in nodes]
+            if not self.moving.intersection(other for other in others if other is not None) and dim > 0:
+                same = all(other is not None and self.values[other] == self.values[part] for other in others)
+                against = "" if same else "it is another value in other calls"
                 yield Finding(module, Constant(path, dim, start, stop), str(nodes[0].meta.get("source", "")), against)
             start = stop
 
@@ -227,7 +251,7 @@ class LoopProgram:
         """The positions of the calls that share one state, in order: guidance branches called one after the other."""
         starts = [0]
         for k, (before, call) in enumerate(pairwise(self.step_calls), start=1):
-            if call.module == before.module and self.state(call) != self.state(before):
+            if call.module == before.module and self._place(call) != self._place(before):
                 starts.append(k)
         return tuple(range(a, b) for a, b in pairwise([*starts, len(self.step_calls)]))
 
@@ -257,7 +281,7 @@ class LoopProgram:
         return max((len(weights) for weights in found if 0.0 in weights), default=0)
 
 
-_PLUMBING = frozenset({aten.detach.default, aten.alias.default, aten.lift_fresh.default})
+_PLUMBING = frozenset({aten.detach.default, aten.alias.default, aten.lift_fresh.default, written_beside})
 _SAME_PARTS = (aten._to_copy.default, aten.clone.default, aten.detach.default, aten.mul.Tensor, aten.div.Tensor)
 
 

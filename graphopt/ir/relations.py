@@ -135,8 +135,9 @@ _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory as integers, so that NaN equals itself and 0.0 is not -0.0."""
+    tensor = tensor.resolve_conj().resolve_neg()
     if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
+        tensor = torch.view_as_real(tensor)
     if not tensor.is_floating_point():
         return tensor
     return tensor.view(_WORDS[tensor.element_size()])

@@ -200,7 +200,7 @@ class Guidance:
 
     Attributes
     ----------
-    node : the first value that all branches enter.
+    node : the first value that is a weighted mean of all branches.
     weights : of each branch, by its position in the batch; they add up to 1.
     """
 
@@ -228,6 +228,6 @@ def guidance(call: fx.Node, segment: Sequence[fx.Node]) -> Guidance | None:
                     weights[parts[term][0]] += weight
             if not set(update.terms) <= set(parts):
                 break  # something else enters first
-            if abs(sum(weights) - 1) < 1e-6:
+            if abs(sum(weights) - 1) < 1e-6:  # not yet a difference of branches
                 return Guidance(node, tuple(weights))
     return None

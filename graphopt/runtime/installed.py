@@ -10,6 +10,7 @@ import statistics
 import threading
 import time
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from graphopt.capture.calls import Call, CallTaker
 from graphopt.capture.guards import ModuleGuard, call_state, interference, outside
 from graphopt.capture.relations import Watch, repeated
+from graphopt.capture.tracing import tracing
 from graphopt.debug.statistics import PassRecord
 from graphopt.errors import CaptureError, UsageError, VerificationError
 from graphopt.ir.loop import LoopProgram
@@ -241,12 +243,15 @@ class Variant:
 
     def _doubt(self, keys: list[Any]) -> None:
         """Give up on parts that were thought to stay the same and change in the middle of a run."""
-        before, changes = getattr(self._local, "constants", (keys, 0))
-        if self.trajectories.current.index == 0:
+        if not hasattr(self._local, "constants"):
+            self._local.constants = weakref.WeakKeyDictionary()
+        trajectory = self.trajectories.current
+        before, changes = self._local.constants.get(trajectory, (keys, 0))
+        if trajectory.index == 0:
             changes = 0
         elif before != keys:
             changes += 1
-        self._local.constants = keys, changes
+        self._local.constants[trajectory] = keys, changes
         if changes >= _PATIENCE:
             self.refuted = f"changed {changes} times in the middle of a run"
 
@@ -423,7 +428,8 @@ class Installed:
                         return "other threads run modules while this call would have to be captured"
                     _capturing.active = True
                     try:
-                        built = self._built(call, taker)
+                        with tracing():
+                            built = self._built(call, taker)
                     except CaptureError as caught:
                         error = error or caught
                         continue
@@ -473,7 +479,8 @@ class Installed:
         with self._lock:
             start = time.perf_counter()
             try:
-                built = self._builder.build(variant.built.captured, (*variant.relations, *new))
+                with tracing():  # targets trace too
+                    built = self._builder.build(variant.built.captured, (*variant.relations, *new))
             except Exception as error:
                 if self.strict:
                     raise

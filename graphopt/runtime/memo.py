@@ -48,7 +48,7 @@ def key_part(value: Any) -> tuple[Hashable, torch.Tensor | None]:
 
 def digest(tensor: torch.Tensor) -> bytes:
     """128 bits of the contents: every bit of every element, in logical order."""
-    data = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    data = _flat(tensor)
     if data.numel() == 0:
         return b""
     if data.device.type == "cpu":
@@ -58,10 +58,16 @@ def digest(tensor: torch.Tensor) -> bytes:
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:
     """Three int64 sums over a tensor's words, weighted by position; computed on its device without waiting for it."""
-    data = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    data = _flat(tensor).view(torch.uint8)
     words = (data.view(torch.int32) if len(data) % 4 == 0 and data.data_ptr() % 4 == 0 else data).to(torch.int64)
     ramp = torch.arange(1, len(words) + 1, device=words.device)
     return torch.stack([words.sum(), (words * ramp).sum(), (words * ramp * ramp).sum()])
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """All elements in logical order, of stride 1: one that was expanded to a single element has stride 0."""
+    data = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return data.as_strided(data.shape, (1,))
 
 
 @dataclass(frozen=True)

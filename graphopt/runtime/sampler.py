@@ -54,12 +54,15 @@ class ProgressWatch:
         return _Bar(bar, recorded_run(self.installed, type(self.pipe).__name__))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the pipeline is not compiled: its bar is just its bar."""
-        pipe = copy.deepcopy(self.pipe, memo)
-        return functools.partial(type(pipe).progress_bar, pipe)
+        """A copy of the pipeline is not compiled: its bar is just its bar, or a copy of what a user had put there."""
+        return copy.deepcopy(self.inner, memo)
 
     def __reduce__(self) -> Any:
-        return functools.partial, (type(self.pipe).progress_bar, self.pipe)
+        return _itself, (self.inner,)
+
+
+def _itself(bar: Any) -> Any:
+    return bar
 
 
 class _Bar:
@@ -111,12 +114,12 @@ def roles_of(loop: LoopProgram, module: str) -> Mapping[str, Role]:
     """Roles of a module's arguments by where their values come from.
 
     What the loop computes from results of the model or from chance is ``state``; of the rest, what takes a new value in
-    (nearly) every step is ``time``, and what is used again is a ``condition``.
+    (nearly) every step is ``time``, and what is used again, or computed again from the same, is a ``condition``.
     """
     calls = [call for call in loop.step_calls if call.module == module]
     found: dict[str, Role] = {}
     for path, node in calls[len(calls) // 2].arguments.items() if calls else ():
-        values = {call.arguments[path] for call in calls if path in call.arguments}
+        values = {loop.values[call.arguments[path]] for call in calls if path in call.arguments}
         if node in loop.moving:
             found[path] = "state"
         else:

@@ -592,10 +592,14 @@ def a_copy_goes_its_own_way(pipe: Any) -> Any:
     return [generate(twin), generate(pipe), _called_with(twin, embeddings(1)), type(shallow) is type(pipe.unet)]
 
 
+def _passes(pipe: Any) -> Any:
+    return pipe.unet._compiled_call_impl._builder.passes
+
+
 @change()
 def compiled_twice(pipe: Any) -> Any:
     if pipe.unet.__dict__.get("_compiled_call_impl") is not None:
-        graphopt.compile(pipe, target="eager", pipeline=[tiny.HoistEverything()], strict=True)
+        tiny.compiled(pipe, _passes(pipe))
         assert type(pipe.unet) is diffusers.UNet2DConditionModel
     return [generate(pipe), generate(pipe, prompt=6)]
 
@@ -654,7 +658,7 @@ def control_net(pipe: Any) -> Any:
     )
     other.set_progress_bar_config(disable=True)
     if pipe.unet.__dict__.get("_compiled_call_impl") is not None:
-        graphopt.compile(other, target="eager", pipeline=[tiny.HoistEverything()], strict=True)
+        tiny.compiled(other, _passes(pipe))
     return [
         generate(other, image=_picture() * light, controlnet_conditioning_scale=scale, num_inference_steps=2)
         for light, scale in ((1.0, 1.0), (0.5, 1.0), (0.5, 0.7))
@@ -675,6 +679,37 @@ def test_change(pipes: tuple[str, Any, Any], case: Change) -> None:
     if kind == "dit" and not case.everywhere:
         pytest.skip("this change is of the U-Net's pipeline")
     check(original, compiled, case)
+
+
+@pytest.fixture(scope="module")
+def exploiting() -> tuple[Any, Any]:
+    """As `pipes`, and relations between calls are found and relied on."""
+    return tiny.pair(tiny.stable_diffusion, tiny.EXPLOITING)
+
+
+@pytest.fixture(scope="module")
+def exploiting_transformer() -> tuple[Any, Any]:
+    return tiny.pair(tiny.pixart, tiny.EXPLOITING)
+
+
+# In the default run those changes that relations between calls have to do with; they are few, for captures take long.
+_OF_LOOPS = {
+    "nothing", "guidance_off_by_callback", "latents_by_callback", "embeddings_by_callback", "weights_by_callback",
+    "batch_and_images_per_prompt", "threads", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+}  # fmt: skip
+_RELATED = [pytest.param(c, marks=[] if repr(c) in _OF_LOOPS else [pytest.mark.slow], id=repr(c)) for c in CHANGES]
+
+
+@pytest.mark.parametrize("case", _RELATED)
+def test_change_with_relations(exploiting: tuple[Any, Any], case: Change) -> None:
+    check(*exploiting, case)
+    assert any(variant.relations for variant in denoiser(exploiting[1])._compiled_call_impl.variants)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CHANGES if case.everywhere], ids=repr)
+def test_change_of_a_transformer_with_relations(exploiting_transformer: tuple[Any, Any], case: Change) -> None:
+    check(*exploiting_transformer, case)
 
 
 def check(original: Any, compiled: Any, case: Change) -> None:

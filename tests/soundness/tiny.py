@@ -15,14 +15,24 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from torch import fx
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import graphopt
 from graphopt.ir.program import Program
+from graphopt.ir.relations import Constant, Paired, Repeated, Unchanged
 from graphopt.ir.rewrite import Match, Pass
-from graphopt.ir.stages import STAGES, stages
+from graphopt.ir.stages import COMMON, STAGES, Stage, stages
 
 WIDTH, TOKENS, SIDE, STEPS = 16, 5, 16, 3
+
+
+def earliest(program: Program) -> dict[fx.Node, Stage]:
+    """The first stage that has all that a node reads, values and shapes."""
+    found = stages(program)
+    for node, stage in found.items():
+        found[node] = stage.union(*(found[source] for source in node.all_input_nodes))
+    return found
 
 
 @dataclass(frozen=True)
@@ -32,12 +42,65 @@ class HoistEverything(Pass):
     repeat: ClassVar[bool] = False
 
     def find(self, program: Program) -> Iterable[Match]:
-        for node, stage in stages(program).items():
+        for node, stage in earliest(program).items():
             if node.op == "call_function" and "state" not in stage:
                 yield Match(node, captures={"stage": stage})
 
     def rewrite(self, program: Program, match: Match) -> None:
         match.root.meta["placement"] = match["stage"]
+
+
+@dataclass(frozen=True)
+class KeepConditions(Pass):
+    """Read every condition through a copy, which is kept: whoever takes a part for a condition reads the kept one."""
+
+    repeat: ClassVar[bool] = False
+
+    def find(self, program: Program) -> Iterable[Match]:
+        yield from (Match(node) for node in program.placeholders if program.role(node) == "condition" and node.users)
+
+    def rewrite(self, program: Program, match: Match) -> None:
+        copy = program.call(torch.ops.aten.clone.default, match.root, before=next(program.calls()))
+        match.root.replace_all_uses_with(copy, lambda user: user is not copy)
+
+
+@dataclass(frozen=True)
+class ExploitEverything(HoistEverything):
+    """As `HoistEverything`, with all that relations between calls say, and with what branches share kept as well."""
+
+    exploits: ClassVar[tuple[type, ...]] = (Repeated, Constant, Unchanged, Paired)
+
+    def find(self, program: Program) -> Iterable[Match]:
+        yield from super().find(program)
+        for node, stage in earliest(program).items():
+            if node.op == "call_function" and "state" in stage and "condition" not in stage:
+                yield Match(node, captures={"stage": COMMON})
+
+
+HOISTING: tuple[Pass, ...] = (HoistEverything(),)
+EXPLOITING: tuple[Pass, ...] = (KeepConditions(), ExploitEverything())
+
+
+class Small(torch.nn.Module):
+    """A denoiser of a few operations: convolutions, an embedded time, and the mean of some tokens."""
+
+    def __init__(self, channels: int = 4, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.enter, self.leave = torch.nn.Conv2d(channels, 8, 3, padding=1), torch.nn.Conv2d(8, 4, 3, padding=1)
+        self.time, self.tokens = torch.nn.Linear(4, 8), torch.nn.Linear(WIDTH, 8)
+        self.eval().requires_grad_(False)
+
+    def forward(self, sample: Any, timestep: Any, encoder_hidden_states: Any) -> Any:
+        waves = torch.outer(timestep.reshape(-1).float() / 100, torch.tensor([1.0, 2.0, 4.0, 8.0])).sin()
+        scale = self.time(waves) + self.tokens(encoder_hidden_states).mean(1)
+        hidden = torch.nn.functional.silu(self.enter(sample))
+        return self.leave(torch.nn.functional.silu(hidden * scale[:, :, None, None] + hidden))
+
+
+def compiled(x: Any, pipeline: tuple[Pass, ...] = EXPLOITING, **options: Any) -> Any:
+    """A pipeline or module, compiled as strictly as can be."""
+    return graphopt.compile(x, target="eager", pipeline=pipeline, strict=True, **options)
 
 
 def unet(**options: Any) -> Any:
@@ -141,7 +204,6 @@ def misses(pipe: Any) -> dict[str, int]:
     }
 
 
-def pair(make: Any, **options: Any) -> tuple[Any, Any]:
+def pair(make: Any, pipeline: tuple[Pass, ...] = HOISTING, **options: Any) -> tuple[Any, Any]:
     """A pipeline, and its compiled twin."""
-    original, compiled = make(), make()
-    return original, graphopt.compile(compiled, target="eager", pipeline=[HoistEverything()], strict=True, **options)
+    return make(), compiled(make(), pipeline, **options)
