@@ -174,7 +174,7 @@ class LoopProgram:
         found: dict[fx.Node, int] = {}
         known: dict[Any, int] = {}
         for node in self.graph.nodes:
-            again = isinstance(node.target, OpOverload) and not has_effect(node) or node.target is operator.getitem
+            again = (isinstance(node.target, OpOverload) and not has_effect(node)) or node.target is operator.getitem
             given = fx.map_arg((node.args, node.kwargs), lambda source: f"%{found[source]}") if again else None
             key = (node.target, repr(given)) if again else node
             found[node] = known.setdefault(key, len(known))

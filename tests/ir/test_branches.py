@@ -48,9 +48,8 @@ def test_what_all_branches_read_alike_stays_whole() -> None:
         "sliced = ops.aten.slice.Tensor(x, 0, 0, 1)\ntwice = ops.aten.cat.default([sliced, sliced])\nreturn (twice,)",
         "w2 = ops.aten.mul.Tensor(w, 2)\nreturn (w2,)",
     ],
-    ids=["mean", "flip", "roll", "softmax over all", "gram", "first row", "random", "norm", "sum", "one branch for both",
-         "no branch"],
-)  # fmt: skip
+    ids=["mean", "flip", "roll", "softmax", "gram", "first row", "random", "norm", "sum", "one for both", "none"],
+)
 def test_branches_that_mix(body: str) -> None:
     assert independent(sketch(body, x="f32[2, 4]", w="weight f32[2, 4]").program, 2) == frozenset()
 
