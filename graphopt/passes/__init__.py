@@ -1,6 +1,7 @@
 """The passes, one file each, in no order: the order in which they run is that of a pipeline (`graphopt.pipelines`)."""
 
 from .fold_constants import FoldConstants
+from .fold_updates import FoldUpdates
 from .fuse_pointwise import FusePointwise
 from .hoist import Hoist
 from .merge_common import MergeCommon
@@ -14,6 +15,7 @@ from .tabulate import Tabulate
 
 PASSES = (
     FoldConstants,
+    FoldUpdates,
     FusePointwise,
     Hoist,
     MergeCommon,
@@ -29,6 +31,7 @@ PASSES = (
 __all__ = [
     "PASSES",
     "FoldConstants",
+    "FoldUpdates",
     "FusePointwise",
     "Hoist",
     "MergeCommon",
