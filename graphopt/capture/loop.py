@@ -65,6 +65,7 @@ class Recording(TorchDispatchMode):
         self.examples: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}  # arguments of each module's first call
         self.calls: list[LoopCall] = []
         self._nodes = WeakTensorKeyDictionary()
+        self._overwritten = WeakTensorKeyDictionary()
         self._memories: dict[int, list[Any]] = {}  # address of memory → weak references to tensors in it
 
     def program(self, name: str = "loop") -> LoopProgram:
@@ -122,6 +123,7 @@ class Recording(TorchDispatchMode):
             other = reference()
             if other is not None and other is not tensor:
                 self._nodes.pop(other, None)
+                self._overwritten[other] = True
         self._name(node, tensor)
 
     # -- what no operation tells -------------------------------------------------------------------------------------
@@ -168,7 +170,9 @@ class Recording(TorchDispatchMode):
         """A tensor that no operation made must not lie where one did make a tensor."""
         memory = _memory(tensor)
         alive = [other for reference in self._memories.get(memory, ()) if (other := reference()) is not None]
-        if memory and alive and not self._from_outside(tensor):
+        if tensor in self._overwritten:
+            self.stands_against("a tensor is read after a view of it, or what it is a view of, was written into")
+        elif memory and alive and not self._from_outside(tensor):
             self.stands_against("a tensor shares memory with another in a way that no operation tells")
         self.outside[node] = tensor
 
@@ -287,7 +291,7 @@ class _Draws:
 def identity(value: Any) -> int:
     """The same for two objects that stand for one and the same tensor, module or generator."""
     # An operator is given a generator in a new shell each time.
-    return int(value._cdata) if isinstance(value, torch.Generator) else id(value)
+    return int(getattr(value, "_cdata")) if isinstance(value, torch.Generator) else id(value)  # noqa: B009
 
 
 def default_generators() -> list[torch.Generator]:
@@ -304,10 +308,11 @@ class _Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _READERS or (func in _LITERALS and not isinstance(args[0] if args else None, torch.Tensor)):
-            for leaf in tree_flatten((args, kwargs))[0]:
-                if isinstance(leaf, torch.Tensor):
-                    self.recording.sees(leaf)
+        literal = args[1:] if func is torch.Tensor.new_tensor else args[:1] if func in _LITERALS else ()
+        nested = [entry for entry in (*literal, *kwargs.values()) if not isinstance(entry, torch.Tensor)]
+        for leaf in tree_flatten((args, kwargs) if func in _READERS else nested if func in _LITERALS else ())[0]:
+            if isinstance(leaf, torch.Tensor):
+                self.recording.sees(leaf)
         return func(*args, **kwargs)
 
 
@@ -318,7 +323,9 @@ _READERS = frozenset(
         "__format__", "__repr__", "item",
     )
 )  # fmt: skip
-_LITERALS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})  # of lists that hold tensors
+_LITERALS = frozenset(
+    {torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor}
+)  # of lists that hold tensors
 
 
 def _pop_reads() -> _Reads | None:

@@ -2,7 +2,8 @@
 
 where: the intermediate results are read by the chain alone; all tensors are floating-point, of one shape, dtype and
     device. A cast to another dtype ends the chain, so that what passed through float32 still does. In half precision no
-    partial sum may be larger than its terms. The error is at most that of rounding each product: ε · Σ |k| · max |term|.
+    partial sum may be larger than its terms. The error is at most that of rounding each of n sums:
+    ε · n · Σ |k| · max |term|.
 because: each operation reads and writes a whole latent: guidance and scheduler do so six to ten times for what takes
     as many operations as there are tensors. The coefficients are folded by sympy, in double precision.
 
@@ -38,7 +39,12 @@ from ..ir.update import LINEAR, fold
 
 aten = torch.ops.aten
 
-_TENSORS = {aten.add.Tensor: 2, aten.sub.Tensor: 2, aten.lerp.Scalar: 2, aten.lerp.Tensor: 2}  # operands, if not one
+_TENSORS: dict[Any, int] = {
+    aten.add.Tensor: 2,
+    aten.sub.Tensor: 2,
+    aten.lerp.Scalar: 2,
+    aten.lerp.Tensor: 2,
+}  # operands, if not one
 
 
 @dataclass(frozen=True)

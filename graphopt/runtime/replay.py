@@ -310,12 +310,14 @@ def functional(target: Any) -> Any:
     found = getattr(packet, target._overloadname, None) or getattr(packet, "default", None)
     if written != [0] or not name.endswith("_") or target.namespace != "aten" or found is None:
         return None
+    if str(target._schema.arguments[0].type) != "Tensor":
+        return None
     same = [entry.name for entry in found._schema.arguments] == [entry.name for entry in target._schema.arguments]
     return found if same and not found._schema.is_mutable else None
 
 
 _TAKES_NUMBER = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
-_FRESH = {
+_FRESH: dict[Any, Any] = {
     aten.add.Tensor: torch.add,
     aten.sub.Tensor: torch.sub,
     aten.mul.Tensor: torch.mul,

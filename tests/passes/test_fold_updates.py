@@ -23,7 +23,7 @@ new = ops.aten.add.Tensor(kept, direction)
 
 
 def ddim(end: str = "return (new,)", kind: str = "f32", guidance: float = 7.5, **more: str) -> Traced:
-    return sketch(f"{DDIM.format(guidance=guidance)}{end}", **{name: f"{kind}[2, 4, 6]" for name in "xuc"}, **more)
+    return sketch(f"{DDIM.format(guidance=guidance)}{end}", **dict.fromkeys("xuc", f"{kind}[2, 4, 6]"), **more)
 
 
 def test_guided_ddim_step(golden: Golden) -> None:
