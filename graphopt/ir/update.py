@@ -169,6 +169,10 @@ _RULES: dict[Any, Any] = {
 }
 
 
+# Operations that give a linear combination of their whole tensors and write nothing.
+LINEAR = frozenset({*_SAME, *_RULES} - {aten.add_.Tensor, aten.sub_.Tensor, aten.mul_.Tensor})
+
+
 def branch(node: fx.Node, output: fx.Node) -> tuple[int, int] | None:
     """``(position, of how many)`` when `node` is one of the equal parts of a call's output along the batch."""
     rows = int(val(output).shape[0]) if isinstance(val(output), torch.Tensor) and val(output).ndim else 0

@@ -546,7 +546,7 @@ class Installed:
                 raise
             self._reject(variant, f"the compiled call raised {type(error).__name__}: {_first_line(error)}")
             return expected
-        reason = _disagreement(expected, result)
+        reason = disagreement(expected, result)
         if reason and self.strict:
             raise VerificationError(f"the compiled {self.name} is wrong: {reason}", where="its first call")
         if reason:
@@ -583,7 +583,7 @@ def _devices(call: Call) -> list[torch.device]:
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
-def _disagreement(expected: Any, result: Any) -> str | None:
+def disagreement(expected: Any, result: Any) -> str | None:
     """Why a compiled result cannot be right: a coarse check that catches wrong code, not rounding."""
     ours, theirs = ([v for v in tree_flatten(value)[0] if _is_tensor(v)] for value in (result, expected))
     if len(ours) != len(theirs):

@@ -15,6 +15,7 @@ from graphopt.ir.stages import COMMON, STEP, WEIGHTS, Stage, placement
 from graphopt.runtime.evict import outcome
 from graphopt.runtime.installed import Installed, Variant
 from graphopt.runtime.loop_report import LoopReport, loops_of
+from graphopt.runtime.replay import Replay, Replays
 
 
 @dataclass
@@ -109,11 +110,50 @@ class ModuleReport:
 
 
 @dataclass
+class ReplayReport:
+    """One recording of a sampling function that is run instead of it.
+
+    Attributes
+    ----------
+    calls : of modules that it makes.
+    operations : around the modules in one run, before → after.
+    steps : of the loop; 1 where there is none.
+    update : what a step does to the state: the number of operations, and of the tensors that they combine.
+    runs : how often it ran.
+    passes : what each pass did.
+    note : why it is not used, if it is not.
+    """
+
+    calls: int
+    operations: tuple[int, int]
+    steps: int
+    update: tuple[int, int] | None
+    runs: int
+    passes: list[PassRecord]
+    note: str = ""
+
+    def __str__(self) -> str:
+        before, after = (count / self.steps for count in self.operations)
+        update = ", update of {} operations over {} tensors".format(*self.update) if self.update else ""
+        state = f"not used: {self.note}" if self.note else counted(self.runs, "run")
+        return (
+            f"{counted(self.calls, 'module call')}, {before:.1f} → {after:.1f} operations around the modules per step"
+            f"{update}; {state}"
+        )
+
+
+@dataclass
 class Report:
-    """What `graphopt.report` returns; ``str(report)`` is a summary, `to_dict` the whole as plain data."""
+    """What `graphopt.report` returns; ``str(report)`` is a summary, `to_dict` the whole as plain data.
+
+    Of a sampling function that is replayed, `replays` are its recordings, and `left` are the calls that it served
+    itself, by reason.
+    """
 
     modules: list[ModuleReport]
     loops: list[LoopReport] = field(default_factory=list)
+    replays: list[ReplayReport] = field(default_factory=list)
+    left: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts, lists, strings and numbers; sizes that are symbolic become strings."""
@@ -144,6 +184,8 @@ class Report:
                         f"stays the same during a request, such as roles={{'{last}': 'condition'}}"
                     )
         lines += [line for loop in self.loops for line in loop.lines()]
+        lines += [f"replay: {entry}" for entry in self.replays]
+        lines += [f"  left to the function, {counted(count, 'time')}: {reason}" for reason, count in self.left.items()]
         return "\n".join(lines)
 
 
@@ -188,9 +230,26 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
 
 
-def report_of(installed: Sequence[Installed]) -> Report:
-    """The report of compiled modules, as they are now."""
-    return Report([_module(entry) for entry in installed], loops_of(installed))
+def report_of(installed: Sequence[Installed], replays: Replays | None = None) -> Report:
+    """The report of compiled modules, and of the function around them, as they are now."""
+    report = Report([_module(entry) for entry in installed], loops_of(installed))
+    if replays:
+        report.replays = [_replay(entry) for entry in replays.known.values() if isinstance(entry, Replay)]
+        report.left = dict(replays.asides)
+    return report
+
+
+def _replay(entry: Replay) -> ReplayReport:
+    loop, update = entry.loop, entry.loop.update
+    return ReplayReport(
+        calls=len(loop.calls),
+        operations=entry.operations,
+        steps=max(1, len(loop.steps)),
+        update=(update[1].folded, len(update[1].terms)) if update else None,
+        runs=entry.runs,
+        passes=entry.passes,
+        note=entry.wrong or "",
+    )
 
 
 def _module(entry: Installed) -> ModuleReport:
