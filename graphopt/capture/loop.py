@@ -355,7 +355,7 @@ def record(
 
     Nothing is recorded, and the recording stays empty, where the thread is recorded already.
     """
-    recording = kind(names, closely=closely)
+    recording = kind(names, closely=closely) if closely else kind(names)
     if active():
         yield recording
         return

@@ -70,7 +70,8 @@ class SplitConcat(Pass):
 
     def legal(self, program: Program, match: Match) -> Refusal | None:
         node, source, known = match.root, match["source"], match["stages"]
-        weights = [value for value in ((bound := bind(node))["weight"], bound["bias"]) if value is not None]
+        bound = bind(node)
+        weights = [value for value in (bound["weight"], bound["bias"]) if value is not None]
         reason = None
         if any(has_symbols(val(value)) for value in (node, source, *weights)):
             reason = "a size is known only when the program runs"
@@ -94,8 +95,7 @@ class SplitConcat(Pass):
 
     def _saved(self, node: fx.Node, source: fx.Node, groups: list[list[_Piece]]) -> int:
         """Work that the last stage is spared, in bytes: the earlier parts' share of the layer and of its input."""
-        early = sum(stop - start for group in groups[:-1] for _, start, stop in group)
-        share = early / shape(source)[_dim(source)]
+        share = sum(stop - start for group in groups[:-1] for _, start, stop in group) / shape(source)[_dim(source)]
         read = nbytes(val(source)) + nbytes(val(bind(node)["weight"]))
         work = share * (node_cost(node).flops / self.flops_per_byte + read)
         if len(source.users) == 1:  # the concatenation is shorter, or gone
