@@ -102,9 +102,10 @@ def compile(
             for entry in installed:
                 entry.loop = sampler.loop
         if _is_pipeline(x):
-            watched = x.__dict__.get("progress_bar")
-            inner = watched.inner if isinstance(watched, ProgressWatch) else x.progress_bar
-            x.progress_bar = ProgressWatch(x, inner, installed)
+            pipe: Any = x
+            watched = pipe.__dict__.get("progress_bar")
+            inner = watched.inner if isinstance(watched, ProgressWatch) else pipe.progress_bar
+            pipe.progress_bar = ProgressWatch(pipe, inner, installed)
         _warm_up(x, inputs, installed, examples)
     except BaseException:
         for entry in installed:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import inspect
 import operator
+import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from graphopt import errors
 from graphopt.capture.tracing import METHODS
 from graphopt.ir.loop import LoopCall, LoopProgram, ModuleCall, written_beside
 
@@ -28,7 +31,7 @@ _here = threading.local()
 _watching = 0  # recordings under way in the process
 _replaced: Callable[..., Any] | None = None  # the `nn.Module.__call__` that `_watched_call` stands in for
 _FEW = 4  # elements of an argument whose numbers are noted
-_LIBRARIES = ("/torch/", "/graphopt/", "/contextlib.py")
+_LIBRARIES = (*(os.path.join(os.path.dirname(m.__file__), "") for m in (torch, errors)), contextlib.__file__)
 
 
 class Recording(TorchDispatchMode):
@@ -40,7 +43,7 @@ class Recording(TorchDispatchMode):
     """
 
     def __init__(self, names: dict[torch.nn.Module, str] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph, self.names = fx.Graph(), dict(names or {})
         self.modules: dict[str, torch.nn.Module] = {}
         self.examples: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}  # arguments of each module's first call
@@ -113,7 +116,9 @@ class Recording(TorchDispatchMode):
         bound = _bound(module, args, kwargs)
         keyed, _ = tree_flatten_with_path(bound)
         tensors = [(_path(path), leaf) for path, leaf in keyed if isinstance(leaf, torch.Tensor)]
-        numbers = {_path(path): (leaf,) for path, leaf in keyed if type(leaf) in (int, float)}
+        numbers: dict[str, tuple[float, ...]] = {
+            _path(path): (leaf,) for path, leaf in keyed if type(leaf) in (int, float)
+        }
         numbers.update({path: n for path, leaf in tensors if (n := _numbers(leaf))})
         nodes = tuple(self._node(leaf) for _, leaf in tensors)
         result = _module_call(module, *args, **kwargs)
@@ -158,7 +163,7 @@ def record(
         return
     _watch(1)
     _here.recording = recording
-    recording.__enter__()
+    recording.__enter__()  # type: ignore[no-untyped-call]
     try:
         yield recording
     finally:
@@ -173,7 +178,7 @@ def _leave(recording: Recording) -> None:
     while (mode := _get_current_dispatch_mode()) is not None and mode is not recording:
         above.append(_pop_mode())
     if mode is not None:
-        recording.__exit__(None, None, None)
+        recording.__exit__(None, None, None)  # type: ignore[no-untyped-call]
     for mode in reversed(above):
         _push_mode(mode)
 
@@ -239,12 +244,12 @@ def _memory(tensor: torch.Tensor) -> int:
 
 def _user_line() -> str:
     """The line at work that belongs neither to torch nor to graphopt."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not any(part in name for part in _LIBRARIES):
+        if not name.startswith(_LIBRARIES):
             return f"{_short(name)}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""
 
 

@@ -155,12 +155,12 @@ def specialise(program: Program, relations: Sequence[Relation]) -> tuple[Program
     """
     program = program.copy()
     program.relations = tuple(relations)
-    times = {entry.path: entry.times for entry in relations if isinstance(entry, Repeated)}
-    unchanged = {entry.path for entry in relations if isinstance(entry, Unchanged)}
+    times = {known.path: known.times for known in relations if isinstance(known, Repeated)}
+    unchanged = {known.path for known in relations if isinstance(known, Unchanged)}
     kept: dict[str, list[Constant]] = {}
-    for entry in relations:
-        if isinstance(entry, Constant):
-            kept.setdefault(entry.path, []).append(entry)
+    for known in relations:
+        if isinstance(known, Constant):
+            kept.setdefault(known.path, []).append(known)
     inputs: list[Input] = []
     taken: list[Taken] = []
     first = next((node for node in program.graph.nodes if node.op != "placeholder"), program.output)

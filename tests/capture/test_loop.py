@@ -163,7 +163,7 @@ class Silent(TorchDispatchMode):
 
 
 def test_modes_that_overlap_a_recording() -> None:
-    mode = Silent()
+    mode: Any = Silent()  # type: ignore[no-untyped-call]
     with record():
         mode.__enter__()
         torch.ones(1) + 1
