@@ -14,6 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -31,7 +32,7 @@ _here = threading.local()
 _watching = 0  # recordings under way in the process
 _replaced: Callable[..., Any] | None = None  # the `nn.Module.__call__` that `_watched_call` stands in for
 _FEW = 4  # elements of an argument whose numbers are noted
-_LIBRARIES = (*(os.path.join(os.path.dirname(m.__file__), "") for m in (torch, errors)), contextlib.__file__)
+_LIBRARIES = (*(f"{Path(str(m.__file__)).parent}{os.sep}" for m in (torch, errors)), contextlib.__file__)
 
 
 class Recording(TorchDispatchMode):

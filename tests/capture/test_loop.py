@@ -167,7 +167,8 @@ def test_modes_that_overlap_a_recording() -> None:
     with record():
         mode.__enter__()
         torch.ones(1) + 1
-    assert _get_current_dispatch_mode() is mode
+    top: Any = _get_current_dispatch_mode()
+    assert top is mode
     mode.__exit__(None, None, None)
     assert _get_current_dispatch_mode() is None
 
