@@ -42,7 +42,8 @@ from graphopt.capture.calls import CallTaker
 from graphopt.capture.guards import ModuleGuard
 from graphopt.runtime import installed
 from graphopt.runtime.memo import Memo
-from graphopt.runtime.weights import Trajectory, Weights
+from graphopt.runtime.trajectory import Trajectories
+from graphopt.runtime.weights import Weights
 
 BOUND = 1e-3  # seconds of overhead of a call of a step of about 1,000 nodes
 _STEPS = 8
@@ -53,7 +54,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "guards: the module": [(ModuleGuard, "holds")],
     "guards: weights fit": [(Weights, "fit")],
     "reading weights": [(Weights, "read")],
-    "trajectory and epoch": [(Trajectory, "step")],
+    "trajectory and epoch": [(Trajectories, "step")],
     "keys and digests": [(installed, "key_part"), (Memo, "get")],
     "rebuilding the output": [(installed, "tree_unflatten")],
 }

@@ -26,6 +26,7 @@ from graphopt.ir.stages import Part, split
 from graphopt.ir.verify import example_value
 from graphopt.runtime.evict import Eviction, bring_back
 from graphopt.runtime.installed import Built, Installed
+from graphopt.runtime.replay import Replays
 from graphopt.runtime.report import Report, report_of
 from graphopt.runtime.sampler import ProgressWatch, Sampler, modules_of, recorded_run, roles_of
 from graphopt.targets import TARGETS, Kernel, Target
@@ -40,7 +41,7 @@ _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder"
 def compile(
     x: T, *, inputs: Any = None, roles: Mapping[str, str] | None = None, target: str | Target = "auto",
     pipeline: Sequence[Pass] | str | None = None, strict: bool = False, max_bytes: int = 1 << 30,
-    observers: Sequence[Observer] = (), evict: Any = None,
+    observers: Sequence[Observer] = (), evict: Any = None, pure: bool = False,
 ) -> T:  # fmt: skip
     """Compile a diffusion model in place; use it exactly as before.
 
@@ -62,6 +63,10 @@ def compile(
     observers : see every pass, rewrite and refusal.
     evict : ``"file"`` moves weights that no step reads from memory to a file (a `pathlib.Path`: in this folder), from
         which they are read again when needed; by default all stay. They can be read and written as before.
+    pure : for a sampling function: its results depend on its arguments, on the weights of the modules it calls and on
+        random generators only, and it does nothing else. What it does around its modules is then recorded and run again
+        without it; see `graphopt.runtime.replay`. Where a function that reads anything else that changes (a global
+        number, an attribute that is assigned anew) is called pure, results are wrong.
 
     Returns
     -------
@@ -83,7 +88,7 @@ def compile(
     if max_bytes < 0:
         raise UsageError(f"max_bytes is {max_bytes}", hint="bytes that kept results may take: 0 or more")
     eviction = Eviction.of(evict)
-    sampler, examples = _recorded(x, inputs)
+    sampler, examples = _recorded(x, inputs, pure, strict)
     found = [(name, module) for name, module, _, _ in examples] if sampler else list(_modules(x))
     _check_inputs(x, inputs)
     takers = [(CallTaker(m.forward, NUMBERS_AS_TENSORS), CallTaker(m.forward)) for _, m in found]
@@ -94,25 +99,25 @@ def compile(
         builder = _Builder(module, name, known, roles or {}, passes, chosen, strict, observers)
         options: dict[str, Any] = {"max_bytes": max_bytes, "race": race, "strict": strict, "eviction": eviction}
         installed.append(Installed(module, name, builder, pair, **options))
+    bar = vars(x).get("progress_bar") if _is_pipeline(x) else None
     try:
         for entry in installed:
             entry.module._compiled_call_impl = entry
         if sampler:
             sampler.installed = installed
+            if sampler.replays:
+                sampler.replays.names = {entry.module: entry.name for entry in installed}
             for entry in installed:
                 entry.loop = sampler.loop
         if _is_pipeline(x):
-            pipe: Any = x
-            watched = pipe.__dict__.get("progress_bar")
-            inner = watched.inner if isinstance(watched, ProgressWatch) else pipe.progress_bar
-            pipe.progress_bar = ProgressWatch(pipe, inner, installed)
+            _watch(x, installed)
         _warm_up(x, inputs, installed, examples)
     except BaseException:
         for entry in installed:
             _put_back(entry.module, entry.before)
             bring_back(entry.module)
         if _is_pipeline(x):
-            _put_bar_back(x, watched)
+            _put_bar_back(x, bar)
         raise
     for entry in installed:  # an earlier compilation has had its day
         if isinstance(entry.before, Installed):
@@ -122,9 +127,11 @@ def compile(
     return sampler or x  # type: ignore[return-value]
 
 
-def _recorded(x: Any, inputs: Any) -> tuple[Sampler | None, list[Example]]:
+def _recorded(x: Any, inputs: Any, pure: bool, strict: bool) -> tuple[Sampler | None, list[Example]]:
     """One recorded run of a sampling function, and each module that it called with its first arguments."""
     if isinstance(x, torch.nn.Module | type) or _is_pipeline(x) or not callable(x):
+        if pure:
+            raise UsageError(f"a {type(x).__name__} is no sampling function", where="pure", hint="leave pure out")
         return None, []
     function = x.function if isinstance(x, Sampler) else x
     what = getattr(function, "__name__", type(function).__name__)
@@ -132,14 +139,25 @@ def _recorded(x: Any, inputs: Any) -> tuple[Sampler | None, list[Example]]:
         hint = "graphopt.compile(sample, inputs=(...)): arguments for one run, which is recorded"
         raise UsageError(f"the sampling function {what} needs example arguments", where="inputs", hint=hint)
     args, kwargs = _arguments(inputs)
-    with _example_run(inputs), record() as recording:
-        function(*args, **kwargs)
-    sampler = Sampler(function, recording.program(what))
+    replays = Replays(function, pipelines.loop, strict=strict) if pure else None
+    with _example_run(inputs):
+        if replays:
+            recording = replays.first(args, kwargs)
+        else:
+            with record() as recording:
+                function(*args, **kwargs)
+    sampler = Sampler(function, recording.program(what), replays)
     found = [(name, module, *recording.examples[name]) for name, module in modules_of(recording)]
     if not found:
         hint = "it must call an nn.Module with weights in the thread that calls it"
         raise UsageError(f"{what} called no module that could be compiled", where="one run with inputs", hint=hint)
     return sampler, found
+
+
+def _watch(pipe: Any, installed: Sequence[Installed]) -> None:
+    """See the runs of a pipeline from now on, by its progress bar."""
+    bar = pipe.progress_bar
+    pipe.progress_bar = ProgressWatch(pipe, bar.inner if isinstance(bar, ProgressWatch) else bar, installed)
 
 
 def _put_bar_back(pipe: Any, bar: Any) -> None:
@@ -219,6 +237,8 @@ def restore(x: Any) -> None:
         if isinstance(module._compiled_call_impl, Installed):
             _put_back(module, module._compiled_call_impl.before)
             bring_back(module)
+    if isinstance(x, Sampler):
+        x.replays = None
     if isinstance(watch := getattr(x, "__dict__", {}).get("progress_bar"), ProgressWatch):
         own = getattr(watch.inner, "__func__", None) is type(x).progress_bar
         _put_bar_back(x, None if own else watch.inner)
@@ -233,7 +253,7 @@ def report(x: Any) -> Report:
     found = [entry for entry in installed if isinstance(entry, Installed)]
     if not found:
         raise UsageError(f"this {type(x).__name__} is not compiled", hint="call graphopt.compile(x) first")
-    return report_of(found)
+    return report_of(found, x.replays if isinstance(x, Sampler) else None)
 
 
 def _is_pipeline(x: Any) -> bool:

@@ -7,6 +7,7 @@ from graphopt.passes import (
     ComposeLinears,
     FoldConstants,
     FoldScales,
+    FoldUpdates,
     FuseAttention,
     FusePointwise,
     Hoist,
@@ -70,10 +71,19 @@ exact: tuple[Pass, ...] = (
 # As `exact`, with convolutions packed too: faster on U-Nets, at two to three times the original's rounding error.
 packed: tuple[Pass, ...] = tuple(PackWeights() if isinstance(entry, PackWeights) else entry for entry in exact)
 
+# What a sampler does around its modules; nothing is placed, since a replay has evaluated what does not change.
+loop: tuple[Pass, ...] = (
+    *_clean,
+    FoldUpdates(min_saved=1),  # after merging, which leaves one chain of two equal ones; any operation is worth saving
+    MergeCommon(),  # updates that turned out equal
+    RemoveDead(),  # last: what folding left without readers
+)
+
 PIPELINES: dict[str, tuple[Pass, ...]] = {
     "bitwise": bitwise,
     "exact": exact,
     "generated": generated,
+    "loop": loop,
     "packed": packed,
     "none": (),
 }

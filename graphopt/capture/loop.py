@@ -12,14 +12,18 @@ import operator
 import os
 import sys
 import threading
+import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import fx
+from torch.overrides import TorchFunctionMode
+from torch.overrides import _pop_mode as pop_function_mode
+from torch.overrides import _push_mode as push_function_mode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode, _push_mode
 from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -32,7 +36,11 @@ _here = threading.local()
 _watching = 0  # recordings under way in the process
 _replaced: Callable[..., Any] | None = None  # the `nn.Module.__call__` that `_watched_call` stands in for
 _FEW = 4  # elements of an argument whose numbers are noted
-_LIBRARIES = (*(f"{Path(str(m.__file__)).parent}{os.sep}" for m in (torch, errors)), contextlib.__file__)
+# Folders of code that is nobody's sampler.
+_LIBRARIES = (
+    *(str(Path(path).parent) + os.sep for path in (torch.__file__, str(errors.__file__))),
+    contextlib.__file__,
+)
 
 
 class Recording(TorchDispatchMode):
@@ -41,10 +49,25 @@ class Recording(TorchDispatchMode):
     Parameters
     ----------
     names : name by module, for those that should be called otherwise than by their class.
+    closely : note what running the recorded operations again takes: values that were there before, how modules were
+        called, and whatever decides results without being an operation. Those values stay alive with the recording.
+
+    Attributes
+    ----------
+    outside : tensors that no recorded operation made, by placeholder.
+    read : nodes whose values Python has seen, each with the line.
+    obstacles : why running the operations again would not do what was recorded, each with the line.
     """
 
-    def __init__(self, names: dict[torch.nn.Module, str] | None = None) -> None:
+    def __init__(self, names: dict[torch.nn.Module, str] | None = None, *, closely: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.closely = closely
+        self.outside: dict[fx.Node, torch.Tensor] = {}
+        self.read: list[tuple[fx.Node, str]] = []
+        self.obstacles: list[tuple[str, str]] = []
+        self._draws = _Draws()
+        if closely:
+            self._draws.watch(default_generators())
         self.graph, self.names = fx.Graph(), dict(names or {})
         self.modules: dict[str, torch.nn.Module] = {}
         self.examples: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}  # arguments of each module's first call
@@ -61,7 +84,11 @@ class Recording(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = tree_map_only(torch.Tensor, self._node, (args, kwargs))  # before it runs: it may write
+        if self.closely:
+            self._look(func, args, kwargs)
         result = func(*args, **kwargs)
+        if self.closely:
+            self._draws.after()
         node = self.graph.call_function(func, *given)
         node.meta["source"] = _user_line()
         self._returned(node, result)
@@ -75,7 +102,11 @@ class Recording(TorchDispatchMode):
             first = next(iter(self.graph.nodes), None)
             with self.graph.inserting_before(first):
                 known = self.graph.placeholder(f"outside_{len(self._nodes)}")
+            if self.closely:
+                self._appears(known, tensor)
             self._name(known, tensor)
+        elif self.closely and known.target is written_beside:
+            self.stands_against("a tensor is read after a view of it, or what it is a view of, was written into")
         return known
 
     def _returned(self, node: fx.Node, result: Any) -> None:
@@ -90,6 +121,7 @@ class Recording(TorchDispatchMode):
         node.meta["val"] = torch.empty_like(tensor, device="meta") if tensor.layout is torch.strided else None
         if tensor.ndim == 0 and tensor.device.type == "cpu" and tensor.dtype != torch.bool and not tensor.is_complex():
             node.meta["value"] = tensor.item()
+        node.meta["device"] = tensor.device
         self._nodes[tensor] = node
         self._memories.setdefault(_memory(tensor), []).append(weakref.ref(tensor))
 
@@ -102,6 +134,54 @@ class Recording(TorchDispatchMode):
                 beside.meta["val"] = self._nodes[other].meta["val"]
                 self._nodes[other] = beside
         self._name(node, tensor)
+
+    # -- what no operation tells -------------------------------------------------------------------------------------
+
+    def node(self, tensor: torch.Tensor) -> fx.Node | None:
+        """The node of a tensor, if it is known."""
+        known: fx.Node | None = self._nodes.get(tensor)
+        return known
+
+    def sees(self, tensor: torch.Tensor) -> None:
+        """Note that Python reads the values of a tensor."""
+        self.read.append((self._node(tensor), _user_line()))
+
+    def stands_against(self, reason: str) -> None:
+        """Note why running the operations again would not do what was recorded."""
+        self.obstacles.append((reason, _user_line()))
+
+    def _look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What an operation reads for Python, writes to, and draws."""
+        if torch.Tag.data_dependent_output in func.tags or func is torch.ops.aten.equal.default:
+            for value in args:
+                if isinstance(value, torch.Tensor):
+                    self.sees(value)
+        for value in args[:1] if func._schema.is_mutable else ():
+            if isinstance(value, torch.Tensor) and self._from_outside(value):
+                self.stands_against("an operation writes into a tensor that was there before")
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Generator)]
+            self._draw(given or default_generators())
+
+    def _draw(self, generators: list[torch.Generator]) -> None:
+        if self._draws.before(generators):
+            self.stands_against("a random generator is seeded, or its state is set")
+
+    def watch(self, generators: Iterable[torch.Generator]) -> None:
+        """Note what becomes of generators, besides torch's own."""
+        self._draws.watch(generators)
+
+    def _from_outside(self, tensor: torch.Tensor) -> bool:
+        memory = _memory(tensor)
+        return any(_memory(other) == memory for other in self.outside.values())
+
+    def _appears(self, node: fx.Node, tensor: torch.Tensor) -> None:
+        """A tensor that no operation made must not lie where one did make a tensor."""
+        memory = _memory(tensor)
+        alive = [other for reference in self._memories.get(memory, ()) if (other := reference()) is not None]
+        if memory and alive and not self._from_outside(tensor):
+            self.stands_against("a tensor shares memory with another in a way that no operation tells")
+        self.outside[node] = tensor
 
     # -- modules -----------------------------------------------------------------------------------------------------
 
@@ -117,18 +197,47 @@ class Recording(TorchDispatchMode):
         bound = _bound(module, args, kwargs)
         keyed, _ = tree_flatten_with_path(bound)
         tensors = [(_path(path), leaf) for path, leaf in keyed if isinstance(leaf, torch.Tensor)]
-        numbers: dict[str, tuple[float, ...]] = {
-            _path(path): (leaf,) for path, leaf in keyed if type(leaf) in (int, float)
-        }
+        numbers: dict[str, tuple[float, ...]]
+        numbers = {_path(path): (float(leaf),) for path, leaf in keyed if type(leaf) in (int, float)}
         numbers.update({path: n for path, leaf in tensors if (n := _numbers(leaf))})
         nodes = tuple(self._node(leaf) for _, leaf in tensors)
+        if self.closely:
+            self._draw(default_generators())
         result = _module_call(module, *args, **kwargs)
+        self._draws.after()
         node = self.graph.call_function(ModuleCall(name, tuple(path for path, _ in tensors)), nodes)
         node.meta["source"] = _user_line()
         leaves, _ = tree_flatten(result)
+        if self.closely:
+            self._called(node, module, [leaf for _, leaf in tensors], (args, kwargs), leaves)
         self._returned(node, [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
         self.calls.append(LoopCall(node, numbers))
         return result
+
+    def _called(
+        self, node: fx.Node, module: torch.nn.Module, tensors: list[torch.Tensor], arguments: Any, results: list[Any]
+    ) -> None:
+        """How a module was called, and what keeps it from being called so again."""
+        place = {id(tensor): position for position, tensor in enumerate(tensors)}
+        leaves, spec = tree_flatten(arguments)
+        node.meta["arguments"] = (
+            spec,
+            [
+                Position(place[id(leaf)]) if isinstance(leaf, torch.Tensor) and id(leaf) in place else leaf
+                for leaf in leaves
+            ],
+        )
+        name = type(module).__name__
+        if module.training:
+            self.stands_against(f"{name} is in training mode")
+        if torch._C._is_any_autocast_enabled():
+            self.stands_against(f"{name} is called under autocast")
+        for leaf in results:
+            if not isinstance(leaf, torch.Tensor) and leaf is not None:
+                self.stands_against(f"{name} returns a {type(leaf).__name__} besides tensors")
+            elif leaf is not None and leaf.requires_grad:
+                self.stands_against(f"gradients flow through {name}")
+        node.meta["inference"] = torch.is_inference_mode_enabled()
 
     def _new_name(self, module: torch.nn.Module) -> str:
         base = type(module).__name__
@@ -141,32 +250,123 @@ class Recording(TorchDispatchMode):
         aside = _get_current_dispatch_mode() is self
         if aside:
             _pop_mode()
+        reads = _pop_reads() if self.closely else None
         _here.recording = None
         try:
             yield
         finally:
             _here.recording = self
+            if reads is not None:
+                push_function_mode(reads)
             if aside:
                 _push_mode(self)
 
 
+@dataclass(frozen=True)
+class Position:
+    """Stands for a tensor among the arguments of a call: which of the node's arguments it is."""
+
+    index: int
+
+
+class _Draws:
+    """Whether generators go on where they were: one that is seeded in between does not."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, tuple[torch.Generator, torch.Tensor]] = {}
+        self._drawn: list[torch.Generator] = []
+
+    def watch(self, generators: Iterable[torch.Generator]) -> None:
+        """Remember how generators are now."""
+        self._states.update({identity(generator): (generator, generator.get_state()) for generator in generators})
+
+    def before(self, generators: Iterable[torch.Generator]) -> bool:
+        """Whether a generator about to be drawn from is not as it was left."""
+        self._drawn = list(generators)
+        self.watch(generator for generator in self._drawn if identity(generator) not in self._states)
+        return any(not torch.equal(self._states[identity(entry)][1], entry.get_state()) for entry in self._drawn)
+
+    def after(self) -> None:
+        """What was drawn is drawn."""
+        self.watch(self._drawn)
+        self._drawn = []
+
+    def moved(self) -> bool:
+        """Whether any of them is not as it was left."""
+        return any(not torch.equal(state, generator.get_state()) for generator, state in self._states.values())
+
+
+def identity(value: Any) -> int:
+    """The same for two objects that stand for one and the same tensor, module or generator."""
+    # An operator is given a generator in a new shell each time.
+    return int(getattr(value, "_cdata")) if isinstance(value, torch.Generator) else id(value)  # noqa: B009
+
+
+def default_generators() -> list[torch.Generator]:
+    """Torch's own generators, of the devices that are in use."""
+    return [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
+
+
+class _Reads(TorchFunctionMode):
+    """Sees what gives the values of tensors to Python without being an operation."""
+
+    def __init__(self, recording: Recording) -> None:
+        super().__init__()
+        self.recording = recording
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        literal = args[1:] if func is torch.Tensor.new_tensor else args[:1] if func in _LITERALS else ()
+        nested = [entry for entry in (*literal, *kwargs.values()) if not isinstance(entry, torch.Tensor)]
+        for leaf in tree_flatten((args, kwargs) if func in _READERS else nested if func in _LITERALS else ())[0]:
+            if isinstance(leaf, torch.Tensor):
+                self.recording.sees(leaf)
+        return func(*args, **kwargs)
+
+
+_READERS = frozenset(
+    getattr(torch.Tensor, name)
+    for name in (
+        "numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "__deepcopy__", "__reduce_ex__",
+        "__format__", "__repr__", "item",
+    )
+)  # fmt: skip
+_LITERALS = frozenset(
+    {torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor}
+)  # of lists that hold tensors
+
+
+def _pop_reads() -> _Reads | None:
+    """The function mode on top, if it is one of these."""
+    if torch._C._len_torch_function_stack() == 0:
+        return None
+    mode = pop_function_mode()
+    if isinstance(mode, _Reads):
+        return mode
+    push_function_mode(mode)
+    return None
+
+
 @contextlib.contextmanager
 def record(
-    names: dict[torch.nn.Module, str] | None = None, *, kind: type[Recording] = Recording
+    names: dict[torch.nn.Module, str] | None = None, *, closely: bool = False, kind: type[Recording] = Recording
 ) -> Iterator[Recording]:
     """Record what the calling thread computes inside ``with record() as recording:``, in a recording of this kind.
 
     Nothing is recorded, and the recording stays empty, where the thread is recorded already.
     """
-    recording = kind(names)
+    recording = kind(names, closely=closely)
     if active():
         yield recording
         return
     _watch(1)
     _here.recording = recording
-    recording.__enter__()  # type: ignore[no-untyped-call]
+    recording.__enter__()
     try:
-        yield recording
+        with _Reads(recording) if closely else contextlib.nullcontext():
+            yield recording
+            if recording._draws.moved():
+                recording.stands_against("a random generator is seeded, or its state is set")
     finally:
         _leave(recording)
         _here.recording = None
@@ -179,7 +379,7 @@ def _leave(recording: Recording) -> None:
     while (mode := _get_current_dispatch_mode()) is not None and mode is not recording:
         above.append(_pop_mode())
     if mode is not None:
-        recording.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        recording.__exit__(None, None, None)
     for mode in reversed(above):
         _push_mode(mode)
 
@@ -245,7 +445,7 @@ def _memory(tensor: torch.Tensor) -> int:
 
 def _user_line() -> str:
     """The line at work that belongs neither to torch nor to graphopt."""
-    frame: FrameType | None = sys._getframe(2)
+    frame: types.FrameType | None = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith(_LIBRARIES):

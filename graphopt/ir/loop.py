@@ -174,7 +174,7 @@ class LoopProgram:
         found: dict[fx.Node, int] = {}
         known: dict[Any, int] = {}
         for node in self.graph.nodes:
-            again = node.target is operator.getitem or (isinstance(node.target, OpOverload) and not has_effect(node))
+            again = (isinstance(node.target, OpOverload) and not has_effect(node)) or node.target is operator.getitem
             given = fx.map_arg((node.args, node.kwargs), lambda source: f"%{found[source]}") if again else None
             key = (node.target, repr(given)) if again else node
             found[node] = known.setdefault(key, len(known))
@@ -331,4 +331,4 @@ def _part(node: fx.Node, position: int) -> fx.Node | None:
 def _dim(node: fx.Node) -> int:
     dim = node.args[1] if len(node.args) > 1 else 0
     assert isinstance(dim, int)
-    return int(dim % val(node).ndim)
+    return dim % int(val(node).ndim)

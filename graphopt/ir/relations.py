@@ -158,9 +158,9 @@ def specialise(program: Program, relations: Sequence[Relation]) -> tuple[Program
     times = {known.path: known.times for known in relations if isinstance(known, Repeated)}
     unchanged = {known.path for known in relations if isinstance(known, Unchanged)}
     kept: dict[str, list[Constant]] = {}
-    for known in relations:
-        if isinstance(known, Constant):
-            kept.setdefault(known.path, []).append(known)
+    for relation in relations:
+        if isinstance(relation, Constant):
+            kept.setdefault(relation.path, []).append(relation)
     inputs: list[Input] = []
     taken: list[Taken] = []
     first = next((node for node in program.graph.nodes if node.op != "placeholder"), program.output)

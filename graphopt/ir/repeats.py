@@ -367,6 +367,18 @@ def _joined(node: fx.Node, bound: dict[Any, Any], known: Known) -> Iterator[Clai
             yield Claim(new, frozenset({"tensors"}))
 
 
+def _summed(node: fx.Node, bound: dict[Any, Any], known: Known) -> Iterator[Claim]:
+    """An einsum of tensors that all repeat in a dimension with one letter, which the result has too."""
+    given, arrow, result = str(bound["equation"]).replace(" ", "").partition("->")
+    tensors, terms = list(bound["tensors"]), given.split(",")
+    if not arrow or "." in given or len(terms) != len(tensors):
+        return
+    plain = all(len({*term}) == len(term) for term in terms)
+    letters = {term[known[t].dim] if t in known else "" for term, t in zip(terms, tensors, strict=True)}
+    if plain and len(letters) == 1 and (letter := letters.pop()) and letter in result:
+        yield Claim(result.index(letter), frozenset({"tensors"}))
+
+
 def _item(node: fx.Node, bound: dict[Any, Any], known: Known) -> Iterator[Claim]:
     source = node.args[0]
     if isinstance(source, fx.Node) and source in known and isinstance(val(source), list | tuple):
@@ -402,6 +414,7 @@ def _rules() -> dict[Any, Rule]:
         aten.repeat.default: _tiled,
         aten.cat.default: _joined,
         aten.stack.default: _joined,
+        aten.einsum.default: _summed,
         operator.getitem: _item,
     }
     norms = (aten.layer_norm.default, aten.rms_norm.default)

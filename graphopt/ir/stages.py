@@ -46,6 +46,11 @@ def stage_name(stage: Stage) -> str:
     return _NAMES.get(stage, "step")
 
 
+def kept_as(stage: Stage) -> str:
+    """The name of the stage that can keep a value of this stage in any sampler: what reads state is of the step."""
+    return "step" if "state" in stage else _NAMES[stage]
+
+
 def stages(program: Program) -> dict[fx.Node, Stage]:
     """The stage of every node: the roles of the inputs whose values it reads.
 

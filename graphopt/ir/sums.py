@@ -14,7 +14,7 @@ from math import prod
 import torch
 from torch import fx
 
-from graphopt.ir.stages import STAGES, Stage, stage_name
+from graphopt.ir.stages import STAGES, Stage, kept_as
 
 _RANKS = {name: rank for rank, name in enumerate(STAGES)}
 
@@ -31,7 +31,7 @@ class Sum:
 
     @property
     def rank(self) -> int:
-        return _RANKS[stage_name(self.stage)]
+        return _RANKS[kept_as(self.stage)]
 
     def sums(self) -> Iterator[Sum]:
         """All additions."""

@@ -169,6 +169,10 @@ _RULES: dict[Any, Any] = {
 }
 
 
+# Operations that give a linear combination of their whole tensors and write nothing.
+LINEAR = frozenset({*_SAME, *_RULES} - {aten.add_.Tensor, aten.sub_.Tensor, aten.mul_.Tensor})
+
+
 def branch(node: fx.Node, output: fx.Node) -> tuple[int, int] | None:
     """``(position, of how many)`` when `node` is one of the equal parts of a call's output along the batch."""
     rows = int(val(output).shape[0]) if isinstance(val(output), torch.Tensor) and val(output).ndim else 0
@@ -227,7 +231,7 @@ def guidance(call: fx.Node, segment: Sequence[fx.Node]) -> Guidance | None:
                 if term in parts:
                     weights[parts[term][0]] += weight
             if not set(update.terms) <= set(parts):
-                break  # they enter something else first
+                break  # something else enters first
             if abs(sum(weights) - 1) < 1e-6:  # not yet a difference of branches
                 return Guidance(node, tuple(weights))
     return None

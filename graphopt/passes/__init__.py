@@ -2,8 +2,9 @@
 
 from .compose_linears import ComposeLinears
 from .fold_constants import FoldConstants
-from .fuse_attention import FuseAttention
 from .fold_scales import FoldScales
+from .fold_updates import FoldUpdates
+from .fuse_attention import FuseAttention
 from .fuse_pointwise import FusePointwise
 from .hoist import Hoist
 from .merge_common import MergeCommon
@@ -21,8 +22,9 @@ from .tabulate import Tabulate
 PASSES = (
     ComposeLinears,
     FoldConstants,
-    FuseAttention,
     FoldScales,
+    FoldUpdates,
+    FuseAttention,
     FusePointwise,
     Hoist,
     MergeCommon,
@@ -42,8 +44,9 @@ __all__ = [
     "PASSES",
     "ComposeLinears",
     "FoldConstants",
-    "FuseAttention",
     "FoldScales",
+    "FoldUpdates",
+    "FuseAttention",
     "FusePointwise",
     "Hoist",
     "MergeCommon",

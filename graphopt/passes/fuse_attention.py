@@ -39,7 +39,7 @@ from ..ir.effects import has_effect
 from ..ir.layout import has_symbols, refresh
 from ..ir.program import Program, bind, dtype, shape, val
 from ..ir.rewrite import Accuracy, Match, Pass, Refusal
-from ..ir.stages import placement, stage_name, stages
+from ..ir.stages import kept_as, placement, stages
 
 aten = torch.ops.aten
 
@@ -64,7 +64,7 @@ class FuseAttention(Pass):
         known = stages(program)
         for node in program.calls(aten.matmul.default, aten.bmm.default):
             if found := written_out(node):
-                early = any(stage_name(known[entry]) != stage_name(known[node]) for entry in found.inner)
+                early = any(kept_as(known[entry]) != kept_as(known[node]) for entry in found.inner)
                 yield Match(node, found.inner, {"found": found, "early": early})
 
     def legal(self, program: Program, match: Match) -> Refusal | None:

@@ -36,7 +36,7 @@ from ..ir.layout import has_symbols, refresh
 from ..ir.program import Program, bind, dtype, shape, val
 from ..ir.relations import Constant
 from ..ir.rewrite import Accuracy, Match, Pass, Refusal
-from ..ir.stages import STAGES, WEIGHTS, Stage, stage_name, stages
+from ..ir.stages import STAGES, WEIGHTS, Stage, kept_as, stages
 
 aten = torch.ops.aten
 _CONVOLUTIONS = tuple(op for conv in (aten.conv1d, aten.conv2d, aten.conv3d) for op in (conv.default, conv.padding))
@@ -70,8 +70,7 @@ class SplitConcat(Pass):
 
     def legal(self, program: Program, match: Match) -> Refusal | None:
         node, source, known = match.root, match["source"], match["stages"]
-        bound = bind(node)
-        weights = [value for value in (bound["weight"], bound["bias"]) if value is not None]
+        weights = [value for value in ((bound := bind(node))["weight"], bound["bias"]) if value is not None]
         reason = None
         if any(has_symbols(val(value)) for value in (node, source, *weights)):
             reason = "a size is known only when the program runs"
@@ -108,7 +107,7 @@ class SplitConcat(Pass):
         groups = _groups(source, match["stages"])
         # The bias goes with what is known first: it is added once, outside the last stage.
         biases = [bind(node)["bias"], *[None] * (len(groups) - 1)]
-        total, *later = [_product(program, node, *entry) for entry in zip(groups, biases, strict=True)]
+        total, *later = (_product(program, node, *entry) for entry in zip(groups, biases, strict=True))
         for product in later[:-1]:
             total = program.call(aten.add.Tensor, total, product, before=node)
         node.target, node.args, node.kwargs = aten.add.Tensor, (total, later[-1]), {}
@@ -166,7 +165,6 @@ def _pieces(source: fx.Node) -> Iterator[_Piece]:
 
 def _groups(source: fx.Node, known: Mapping[fx.Node, Stage]) -> list[list[_Piece]]:
     """The parts by stage, in the order of computation."""
-    found: dict[str, list[_Piece]] = {name: [] for name in STAGES}
-    for piece in _pieces(source):
-        found[stage_name(known[piece[0]])].append(piece)
-    return [group for group in found.values() if group]
+    pieces = list(_pieces(source))
+    groups = ([piece for piece in pieces if kept_as(known[piece[0]]) == name] for name in STAGES)
+    return [group for group in groups if group]

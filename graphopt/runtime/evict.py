@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -34,8 +34,29 @@ from graphopt.runtime.mapped import Mapping, mapping_of
 from graphopt.runtime.memo import private
 from graphopt.runtime.weights import let_go
 
-if TYPE_CHECKING:
-    from graphopt.runtime.installed import Installed, Variant
+
+class Variant(Protocol):
+    """What eviction asks a variant of a module: which weights its step reads."""
+
+    built: Any
+    weights: Any
+    checked: bool
+
+    @property
+    def lost(self) -> bool: ...
+
+
+class Installed(Protocol):
+    """What eviction asks a compiled module."""
+
+    module: torch.nn.Module
+    name: str
+    strict: bool
+    eviction: Eviction | None
+    stayed: Counter[str]
+    variants: Any
+    failures: Any
+
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 

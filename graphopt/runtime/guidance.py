@@ -72,6 +72,7 @@ class Guided(torch.Tensor):
     or from C++, computes what it needs, runs on ordinary tensors and returns ordinary tensors.
     """
 
+    made = False  # whether there has been any in this process
     _call: _Call
     _node: _Node | None  # None: the whole
     _view: bool = False  # whether it is a view of what another Guided stands for
@@ -132,6 +133,7 @@ def defer(
     steps = tuple(strides) if strides is not None else torch.empty(tuple(shape), device="meta").stride()
     if str(device) == device.type not in ("cpu", "meta"):
         device = torch.empty(0, device=device).device  # the current one, by its number, as outputs name it
+    Guided.made = True
     call = _Call(compute, tuple(shape), dtype, device, branches, steps, counts or GuidanceCounts())
     return _wrap(call, None)
 

@@ -31,7 +31,9 @@ from graphopt.ir.program import Input, Program
 from graphopt.ir.relations import Boundary, Relation, Repeated
 from graphopt.ir.stages import Part
 from graphopt.runtime import evict
+from graphopt.runtime.branches import Branches
 from graphopt.runtime.gate import GATE
+from graphopt.runtime.guidance import Guided, resolve
 from graphopt.runtime.memo import Key, Memo, key_part, private
 from graphopt.runtime.trajectory import Trajectories
 from graphopt.runtime.weights import Weights
@@ -301,6 +303,7 @@ class Installed:
         self.asides: Counter[str] = Counter()
         self.calls = 0
         self.loop: LoopProgram | None = None  # a trajectory that called the module, recorded
+        self.branches = Branches(name)
         self._unstable: Counter[Any] = Counter()
         self._lock = threading.RLock()
         self.eviction, self.stayed = eviction, Counter[str]()
@@ -315,11 +318,13 @@ class Installed:
         """Exactly what ``module(*args, **kwargs)`` returns without graphopt, up to the accuracy of the passes."""
         if getattr(_capturing, "active", False):
             return self.module._call_impl(*args, **kwargs)
+        if Guided.made:
+            args, kwargs = resolve((args, kwargs))
         with evict.Calling():
             return self._call(args, kwargs)
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.calls += 1
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, hold: bool = True) -> Any:
+        self.calls += hold  # a call held back was counted when it was made
         try:
             found = self._serve(args, kwargs)
         except CaptureError as error:
@@ -338,6 +343,10 @@ class Installed:
         if variant.race is not None and not variant.race.won:
             return self._aside("measured, and not faster than the module itself", args, kwargs)
         try:
+            if hold and self.loop is not None and (times := self.branches.times(self.loop)):
+                held = self._hold(variant, call, times)
+                if held is not None:
+                    return held
             return variant.run(call)
         except Exception as error:
             if self.strict:
@@ -346,6 +355,20 @@ class Installed:
             result = self._aside(reason, args, kwargs)  # raises what is the caller's own fault
             self._reject(variant, reason)
             return result
+
+    def _hold(self, variant: Variant, call: Call, times: int) -> Any:
+        """The result of a call on guidance branches, computed when it is known which of them have weights."""
+        weights = variant.weights.read()
+        versions = Weights.versions(weights)
+
+        def run(call: Call, leaves: list[Any]) -> Any:
+            with evict.Calling():
+                return self._call(*self.takers[0].rebuild(leaves, call.spec), hold=False)
+
+        def same() -> bool:
+            return variant.guard.holds() and Weights.versions(variant.weights.read()) == versions
+
+        return self.branches.hold(variant.built.captured, call, times, run, same)
 
     def _aside(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's own call."""
@@ -523,7 +546,7 @@ class Installed:
                 raise
             self._reject(variant, f"the compiled call raised {type(error).__name__}: {_first_line(error)}")
             return expected
-        reason = _disagreement(expected, result)
+        reason = disagreement(expected, result)
         if reason and self.strict:
             raise VerificationError(f"the compiled {self.name} is wrong: {reason}", where="its first call")
         if reason:
@@ -560,7 +583,7 @@ def _devices(call: Call) -> list[torch.device]:
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
-def _disagreement(expected: Any, result: Any) -> str | None:
+def disagreement(expected: Any, result: Any) -> str | None:
     """Why a compiled result cannot be right: a coarse check that catches wrong code, not rounding."""
     ours, theirs = ([v for v in tree_flatten(value)[0] if _is_tensor(v)] for value in (result, expected))
     if len(ours) != len(theirs):

@@ -15,6 +15,7 @@ from graphopt.ir.stages import COMMON, STEP, WEIGHTS, Stage, placement
 from graphopt.runtime.evict import outcome
 from graphopt.runtime.installed import Installed, Variant
 from graphopt.runtime.loop_report import LoopReport, loops_of
+from graphopt.runtime.replay import Replay, Replays
 
 
 @dataclass
@@ -77,10 +78,26 @@ class EvictionReport:
 
 
 @dataclass
+class GuidanceReport:
+    """Calls held back until the weights of their guidance branches were known, their branches, and those computed."""
+
+    calls: int
+    branches: int
+    computed: int
+
+    def __str__(self) -> str:
+        return (
+            f"guidance: {self.branches - self.computed} of {self.branches} branches in "
+            f"{counted(self.calls, 'call')} had no weight and were left out"
+        )
+
+
+@dataclass
 class ModuleReport:
     """One compiled module: its variants, its calls, and how many of them the module served itself, by reason.
 
-    `eviction` is None unless weights that no step reads were to be evicted.
+    `eviction` is None unless weights that no step reads were to be evicted, `guidance` unless calls were held back
+    until the weights of their guidance branches were known.
     """
 
     name: str
@@ -89,14 +106,54 @@ class ModuleReport:
     variants: list[VariantReport]
     asides: dict[str, int]
     eviction: EvictionReport | None = None
+    guidance: GuidanceReport | None = None
+
+
+@dataclass
+class ReplayReport:
+    """One recording of a sampling function that is run instead of it.
+
+    Attributes
+    ----------
+    calls : of modules that it makes.
+    operations : around the modules in one run, before → after.
+    steps : of the loop; 1 where there is none.
+    update : what a step does to the state: the number of operations, and of the tensors that they combine.
+    runs : how often it ran.
+    passes : what each pass did.
+    note : why it is not used, if it is not.
+    """
+
+    calls: int
+    operations: tuple[int, int]
+    steps: int
+    update: tuple[int, int] | None
+    runs: int
+    passes: list[PassRecord]
+    note: str = ""
+
+    def __str__(self) -> str:
+        before, after = (count / self.steps for count in self.operations)
+        update = ", update of {} operations over {} tensors".format(*self.update) if self.update else ""
+        state = f"not used: {self.note}" if self.note else counted(self.runs, "run")
+        return (
+            f"{counted(self.calls, 'module call')}, {before:.1f} → {after:.1f} operations around the modules per step"
+            f"{update}; {state}"
+        )
 
 
 @dataclass
 class Report:
-    """What `graphopt.report` returns; ``str(report)`` is a summary, `to_dict` the whole as plain data."""
+    """What `graphopt.report` returns; ``str(report)`` is a summary, `to_dict` the whole as plain data.
+
+    Of a sampling function that is replayed, `replays` are its recordings, and `left` are the calls that it served
+    itself, by reason.
+    """
 
     modules: list[ModuleReport]
     loops: list[LoopReport] = field(default_factory=list)
+    replays: list[ReplayReport] = field(default_factory=list)
+    left: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts, lists, strings and numbers; sizes that are symbolic become strings."""
@@ -117,8 +174,7 @@ class Report:
             lines += [
                 f"  left to the module, {counted(count, 'time')}: {reason}" for reason, count in module.asides.items()
             ]
-            if module.eviction:
-                lines.append(f"  {module.eviction}")
+            lines += [f"  {entry}" for entry in (module.eviction, module.guidance) if entry]
             for variant in module.variants:
                 lines += [f"  {line}" for line in _variant_lines(variant)]
                 if module.name == module.module and len(variant.inputs) > 1 and {*variant.inputs.values()} == {"state"}:
@@ -128,6 +184,8 @@ class Report:
                         f"stays the same during a request, such as roles={{'{last}': 'condition'}}"
                     )
         lines += [line for loop in self.loops for line in loop.lines()]
+        lines += [f"replay: {entry}" for entry in self.replays]
+        lines += [f"  left to the function, {counted(count, 'time')}: {reason}" for reason, count in self.left.items()]
         return "\n".join(lines)
 
 
@@ -172,16 +230,37 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
 
 
-def report_of(installed: Sequence[Installed]) -> Report:
-    """The report of compiled modules, as they are now."""
-    return Report([_module(entry) for entry in installed], loops_of(installed))
+def report_of(installed: Sequence[Installed], replays: Replays | None = None) -> Report:
+    """The report of compiled modules, and of the function around them, as they are now."""
+    report = Report([_module(entry) for entry in installed], loops_of(installed))
+    if replays:
+        report.replays = [_replay(entry) for entry in replays.known.values() if isinstance(entry, Replay)]
+        report.left = dict(replays.asides)
+    return report
+
+
+def _replay(entry: Replay) -> ReplayReport:
+    loop, update = entry.loop, entry.loop.update
+    return ReplayReport(
+        calls=len(loop.calls),
+        operations=entry.operations,
+        steps=max(1, len(loop.steps)),
+        update=(update[1].folded, len(update[1].terms)) if update else None,
+        runs=entry.runs,
+        passes=entry.passes,
+        note=entry.wrong or "",
+    )
 
 
 def _module(entry: Installed) -> ModuleReport:
     variants = [_variant(variant) for variant in entry.variants]
     found = outcome(entry)
     eviction = EvictionReport(*found) if found else None
-    return ModuleReport(entry.name, type(entry.module).__name__, entry.calls, variants, dict(entry.asides), eviction)
+    held = entry.branches.counts
+    guidance = GuidanceReport(held.calls, held.branches, held.computed) if held.calls else None
+    return ModuleReport(
+        entry.name, type(entry.module).__name__, entry.calls, variants, dict(entry.asides), eviction, guidance
+    )
 
 
 def _variant(variant: Variant) -> VariantReport:

@@ -14,6 +14,7 @@ from graphopt.capture.loop import Recording, active, record
 from graphopt.ir.loop import LoopProgram
 from graphopt.ir.program import Role
 from graphopt.runtime.installed import Installed
+from graphopt.runtime.replay import Replays
 from graphopt.runtime.trajectory import run
 
 
@@ -95,16 +96,17 @@ class Sampler:
     function : as it was given.
     installed : the compiled modules it was seen to call.
     loop : the trajectory that was recorded.
+    replays : what is run instead of the function, where it is pure.
     """
 
-    def __init__(self, function: Callable[..., Any], loop: LoopProgram) -> None:
-        self.function, self.loop = function, loop
+    def __init__(self, function: Callable[..., Any], loop: LoopProgram, replays: Replays | None = None) -> None:
+        self.function, self.loop, self.replays = function, loop, replays
         self.installed: list[Installed] = []
         functools.update_wrapper(self, function, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with run():
-            return self.function(*args, **kwargs)
+            return (self.replays or self.function)(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<compiled {self.function!r}>"

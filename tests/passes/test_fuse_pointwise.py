@@ -14,6 +14,9 @@ HEAD = """
 pack = ops.mkldnn._reorder_linear_weight.default(w, 4)
 linear = ops.mkldnn._linear_pointwise.default(x, pack, b, 'none', [], '')
 """
+NEEDS_BF16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no instructions for bfloat16"
+)
 ACTIVATIONS = {
     "sigmoid": torch.nn.Sigmoid(),
     "silu": torch.nn.SiLU(),
@@ -60,7 +63,7 @@ def test_sum_of_two_layers() -> None:
 
 
 @pytest.mark.parametrize("name", list(ACTIVATIONS))
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [torch.float32, pytest.param(torch.bfloat16, marks=NEEDS_BF16)])
 def test_every_function(name: str, kind: torch.dtype) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(7, 9), ACTIVATIONS[name]).to(kind)
     before = trace(model, torch.randn(3, 7, dtype=kind)).rewritten(PACK)

@@ -1,0 +1,119 @@
+"""Guidance branches without weight are left out in compiled samplers, and nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+import graphopt
+from graphopt.ir.verify import compare
+from tests.soundness import tiny
+
+
+class Sample:
+    """A sampler with a guidance scale per step, as interval guidance has."""
+
+    def __init__(self) -> None:
+        self.unet, self.scheduler = tiny.unet(), tiny.scheduler()
+        self.between: Any = None
+
+    def __call__(self, noise: torch.Tensor, prompts: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
+        x = noise
+        self.scheduler.set_timesteps(len(scales))
+        for scale, time in zip(scales, self.scheduler.timesteps, strict=True):
+            predicted = self.unet(torch.cat([x, x]), time, encoder_hidden_states=prompts).sample
+            if self.between is not None:
+                self.between(self.unet, x, prompts)
+            without, with_prompt = predicted.chunk(2)
+            x = self.scheduler.step(without + scale * (with_prompt - without), time, x).prev_sample
+        return x
+
+
+INTERVAL = (5.0, 1.0, 1.0, 5.0)
+
+
+def arguments(seed: int = 0, scales: Sequence[float] = INTERVAL) -> tuple[Any, ...]:
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return noise, torch.cat([tiny.embeddings(seed), tiny.embeddings(seed + 1)]), tuple(scales)
+
+
+def compiled(scales: Sequence[float] = INTERVAL) -> tuple[Sample, Any]:
+    sample = Sample()
+    return sample, graphopt.compile(sample, inputs=arguments(scales=scales), target="eager", strict=True)
+
+
+def counts(sample: Sample) -> tuple[int, int]:
+    found = sample.unet._compiled_call_impl.branches.counts
+    return found.branches, found.computed
+
+
+def truth(seed: int, scales: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the original gives in float32, and in float64."""
+    sample = Sample()
+    with torch.no_grad():
+        single = sample(*arguments(seed, scales))
+        sample.unet.double()
+        noise, prompts, scales = arguments(seed, scales)
+        return single, sample(noise.double(), prompts.double(), scales)
+
+
+@pytest.mark.parametrize("scales", [INTERVAL, (1.0, 1.0, 1.0, 1.0), (4.0, 4.0, 4.0, 1.0)])
+def test_branches_without_weight(scales: Sequence[float]) -> None:
+    sample, fast = compiled(scales)
+    before = counts(sample)
+    with torch.no_grad():
+        result = fast(*arguments(3, scales))
+    single, exact = truth(3, scales)
+    assert compare([single], [result], "rounding", [exact]) is None
+    assert type(result) is torch.Tensor
+    branches, computed = (now - was for now, was in zip(counts(sample), before, strict=True))
+    assert (branches, computed) == (8, 8 - scales.count(1.0))
+    assert f"{scales.count(1.0)} of 8 branches" in str(graphopt.report(fast)) or before != (0, 0)
+
+
+def test_nothing_is_held_back_where_all_branches_had_weights() -> None:
+    sample, fast = compiled((5.0, 5.0, 5.0, 5.0))
+    with torch.no_grad():
+        fast(*arguments(1))
+    assert counts(sample) == (0, 0)
+
+
+def test_inputs_written_to_before_the_result_is_used() -> None:
+    sample, fast = compiled()
+
+    def write(unet: Any, x: torch.Tensor, prompts: torch.Tensor) -> None:
+        prompts.numpy()[:] *= 1.01
+
+    with torch.no_grad():
+        sample.between = write
+        result = fast(*arguments(2))
+        original = Sample()
+        original.between = write
+        expected = original(*arguments(2))
+    assert torch.allclose(result, expected, atol=1e-4, rtol=1e-4), "a written prompt was used for the call before it"
+    assert counts(sample)[1] < counts(sample)[0]
+
+
+def test_weights_changed_before_the_result_is_used() -> None:
+    sample, fast = compiled()
+    sample.between = lambda unet, x, prompts: unet.conv_in.weight.mul_(2)
+    with torch.no_grad(), pytest.raises(graphopt.GraphoptError, match="changed between a call and the first use"):
+        fast(*arguments(2))
+    sample.between = None
+    with torch.no_grad():
+        fast(*arguments(2))
+
+
+def test_a_prompt_that_changes_from_step_to_step() -> None:
+    sample, fast = compiled()
+    original = Sample()
+    results = []
+    for who, function in ((sample, fast), (original, original)):
+        with torch.no_grad():
+            noise, prompts, scales = arguments(4)
+            who.between = lambda unet, x, given, own=prompts: own.mul_(1.01)
+            results.append(function(noise, prompts, scales))
+    assert torch.allclose(*results, atol=1e-4, rtol=1e-4)
