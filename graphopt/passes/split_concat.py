@@ -69,9 +69,9 @@ class SplitConcat(Pass):
                 yield Match(node, (source,), {"source": source, "stages": known})
 
     def legal(self, program: Program, match: Match) -> Refusal | None:
-        node, source, known = match.root, match["source"], match["stages"]
-        weights = [value for value in ((bound := bind(node))["weight"], bound["bias"]) if value is not None]
-        reason = None
+        node, source, known, reason = match.root, match["source"], match["stages"], None
+        bound = bind(node)
+        weights = [value for value in (bound["weight"], bound["bias"]) if value is not None]
         if any(has_symbols(val(value)) for value in (node, source, *weights)):
             reason = "a size is known only when the program runs"
         elif len(shape(weights[0])) < 2:
