@@ -23,7 +23,7 @@ def tracing() -> Iterator[None]:
     """While the calling thread traces. One thread at a time; a thread that traces may enter again."""
     with METHODS:
         before = _Patcher.patch_method
-        _Patcher.patch_method = _patch_for_this_thread  # type: ignore[method-assign]
+        _Patcher.patch_method = _patch_for_this_thread  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:

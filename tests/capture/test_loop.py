@@ -163,11 +163,12 @@ class Silent(TorchDispatchMode):
 
 
 def test_modes_that_overlap_a_recording() -> None:
-    mode = Silent()
+    mode: Any = Silent()  # type: ignore[no-untyped-call]
     with record():
         mode.__enter__()
         torch.ones(1) + 1
-    assert _get_current_dispatch_mode() is mode
+    top: Any = _get_current_dispatch_mode()
+    assert top is mode
     mode.__exit__(None, None, None)
     assert _get_current_dispatch_mode() is None
 

@@ -31,8 +31,8 @@ class Denoiser(torch.nn.Module):
 class Keeping(Recording):
     """A recording that also keeps a copy of every tensor, by its node."""
 
-    def __init__(self, names: Any = None) -> None:
-        super().__init__(names)
+    def __init__(self, names: Any = None, **options: Any) -> None:
+        super().__init__(names, **options)
         self.tensors: dict[fx.Node, torch.Tensor] = {}
 
     def _name(self, node: fx.Node, tensor: torch.Tensor) -> None:

@@ -128,7 +128,7 @@ def generate_from(pipe: Any, *, seed: int = 0, prompt: int = 1, **changes: Any) 
 def test_threads_with_a_pipeline_each(diffusion: tuple[Any, Any], compiled_anew: bool) -> None:
     original = diffusion[0]
     shared = tiny.compiled(tiny.stable_diffusion(), tiny.EXPLOITING) if compiled_anew else diffusion[1]
-    requests = [
+    requests: list[dict[str, Any]] = [
         {"prompt": 1, "num_inference_steps": 4, "guidance_scale": 3.0},
         {"prompt": 5, "num_inference_steps": 6, "guidance_scale": 6.0, "seed": 4},
     ]
@@ -215,7 +215,6 @@ def test_callbacks(diffusion: tuple[Any, Any], edit: Any) -> None:
 def test_a_run_that_raises(diffusion: tuple[Any, Any], error: type[BaseException], first: bool) -> None:
     compiled = diffusion[1]
     if first:  # so that the run that raises is recorded
-        compiled.unet._compiled_call_impl.loop = compiled.progress_bar.installed[0].loop = None
         for entry in compiled.progress_bar.installed:
             entry.loop = None
 
@@ -301,7 +300,7 @@ def test_a_mode_that_outlives_the_run(diffusion: tuple[Any, Any]) -> None:
 
             def edit(pipe: Any, step: int, values: dict[str, Any]) -> None:
                 if step == 1:
-                    stack.enter_context(Doubling())
+                    stack.enter_context(Doubling())  # type: ignore[no-untyped-call]
 
             first = generate(pipe, num_inference_steps=STEPS, **callback(edit))
             second = torch.nn.functional.silu(first)
@@ -367,7 +366,7 @@ def test_restored_and_compiled_in_the_middle_of_a_run() -> None:
     assert "_compiled_call_impl" not in compiled.unet.__dict__
 
 
-class Barred(diffusers.StableDiffusionPipeline):  # type: ignore[misc]
+class Barred(diffusers.StableDiffusionPipeline):
     """Its bar is iterated over."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -237,8 +237,9 @@ def test_compiled_twice() -> None:
 
 
 def test_gradients_go_through_a_compiled_sampler() -> None:
-    grads = []
-    for wrap in (lambda f: f, lambda f: tiny.compiled(f, inputs=(noise(9), embeddings(9, 2)))):
+    grads: list[Any] = []
+    wraps: list[Callable[[Any], Any]] = [lambda f: f, lambda f: tiny.compiled(f, inputs=(noise(9), embeddings(9, 2)))]
+    for wrap in wraps:
         x = noise().requires_grad_()
         wrap(sampler_of(Unknown().eval()))(x, embeddings(1, 2)).square().sum().backward()
         grads.append(x.grad)

@@ -69,7 +69,7 @@ def relations(model: Any) -> set[Any]:
     return {entry for variant in model._compiled_call_impl.variants for entry in variant.relations}
 
 
-def pair(channels: int = 4) -> tuple[Small, Small]:
+def pair(channels: int = 4) -> tuple[Any, Any]:
     return Small(channels), tiny.compiled(Small(channels))
 
 
@@ -114,8 +114,6 @@ def test_an_unchanged_state() -> None:
 
     def work(model: Any) -> Any:
         x, still = latents(), latents(5)
-        for name in ("sample", "encoder_hidden_states"):
-            del name
         results = []
         for value in (still, latents(6)):
             for time, prompt in zip(TIMES, range(5), strict=True):
@@ -137,7 +135,7 @@ class Two(torch.nn.Module):
 
 
 def test_a_state_that_stays_the_same_for_a_run() -> None:
-    models = Two().eval(), tiny.compiled(Two().eval(), roles={"other": "state"})
+    models: tuple[Any, Any] = Two().eval(), tiny.compiled(Two().eval(), roles={"other": "state"})
 
     def work(model: Any) -> Any:
         results = []
@@ -209,7 +207,7 @@ def test_three_branches() -> None:
 
 
 def interleaved(runs: Sequence[Iterator[torch.Tensor]], between: Callable[[int], None] = lambda step: None) -> Any:
-    results = []
+    results: list[torch.Tensor] = []
     for step, entries in enumerate(zip(*runs, strict=True)):
         results += entries
         between(step)
