@@ -140,11 +140,11 @@ def _recorded(x: Any, inputs: Any, pure: bool, strict: bool) -> tuple[Sampler | 
         raise UsageError(f"the sampling function {what} needs example arguments", where="inputs", hint=hint)
     args, kwargs = _arguments(inputs)
     replays = Replays(function, pipelines.loop, strict=strict) if pure else None
-    with _example_run(inputs):
-        if replays:
+    with _random_numbers_kept(inputs):
+        if replays:  # which serve calls under the same gradient mode as the first
             recording = replays.first(args, kwargs)
         else:
-            with record() as recording:
+            with torch.no_grad(), record() as recording:
                 function(*args, **kwargs)
     sampler = Sampler(function, recording.program(what), replays)
     found = [(name, module, *recording.examples[name]) for name, module in modules_of(recording)]
@@ -392,11 +392,11 @@ def _check_inputs(x: Any, inputs: Any) -> None:
 
 
 @contextlib.contextmanager
-def _example_run(inputs: Any) -> Iterator[None]:
+def _random_numbers_kept(inputs: Any) -> Iterator[None]:
     """Random numbers go on as if what runs in here had not run, those of generators among `inputs` too."""
     generators = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Generator)]
     states = [generator.get_state() for generator in generators]
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng():
         try:
             yield
         finally:
@@ -408,7 +408,7 @@ def _warm_up(x: Any, inputs: Any, installed: Sequence[Installed], examples: Sequ
     """Compile now, by running the example call."""
     if inputs is None:
         return
-    with _example_run(inputs):
+    with _random_numbers_kept(inputs), torch.no_grad():
         if examples:
             for _, module, args, kwargs in examples:
                 module(*args, **kwargs)
