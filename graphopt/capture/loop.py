@@ -361,7 +361,7 @@ def record(
         return
     _watch(1)
     _here.recording = recording
-    recording.__enter__()
+    recording.__enter__()  # type: ignore[no-untyped-call]
     try:
         with _Reads(recording) if closely else contextlib.nullcontext():
             yield recording
@@ -379,7 +379,7 @@ def _leave(recording: Recording) -> None:
     while (mode := _get_current_dispatch_mode()) is not None and mode is not recording:
         above.append(_pop_mode())
     if mode is not None:
-        recording.__exit__(None, None, None)
+        recording.__exit__(None, None, None)  # type: ignore[no-untyped-call]
     for mode in reversed(above):
         _push_mode(mode)
 
