@@ -15,7 +15,8 @@ import torch
 
 from tests.goldens import Golden, case_name
 
-torch.set_num_threads(2)
+# Workers of pytest-xdist share the cores that one process would have.
+torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 # A compiler's examples take as long as they take. CI repeats the same ones, so that a red run can be repeated.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=25)
