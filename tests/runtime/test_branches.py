@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,3 +119,31 @@ def test_a_prompt_that_changes_from_step_to_step() -> None:
             who.between = lambda unet, x, given, own=prompts: own.mul_(1.01)
             results.append(function(noise, prompts, scales))
     assert torch.allclose(*results, atol=1e-4, rtol=1e-4)
+
+
+def test_a_condition_with_other_memory() -> None:
+    _, fast = compiled()
+    noise, prompts, scales = arguments(3)
+    with torch.no_grad():
+        fast(noise, prompts, scales)
+        prompts.data = arguments(20)[1]
+        result = fast(noise, prompts, scales)
+        assert torch.equal(result, fast(noise, arguments(20)[1], scales))
+
+
+def test_states_are_not_kept() -> None:
+    given: list[weakref.ref[torch.Tensor]] = []
+
+    class Seen(Sample):
+        def __call__(self, noise: torch.Tensor, prompts: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
+            cat = torch.cat([noise, noise])
+            given.append(weakref.ref(cat))
+            without, with_prompt = self.unet(cat, torch.tensor(5), encoder_hidden_states=prompts).sample.chunk(2)
+            first = without + 1.0 * (with_prompt - without)
+            return super().__call__(first, prompts, scales)
+
+    fast = graphopt.compile(Seen(), inputs=arguments(), target="eager", strict=True)
+    with torch.no_grad():
+        fast(*arguments(3))
+    gc.collect()
+    assert len(given) == 2 and not any(ref() is not None for ref in given)
