@@ -60,7 +60,7 @@ class Branches:
         ----------
         captured : the Program of the call.
         run : runs the module on the call's leaves, or on others in their place.
-        same : whether the module and its weights are still as they are now.
+        same : whether the module, its weights and torch's settings are still as they are now.
         """
         if torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() or len(captured.results) != 1:
             return None
@@ -75,9 +75,9 @@ class Branches:
         def compute(branches: tuple[int, ...]) -> torch.Tensor:
             if not same():
                 raise GraphoptError(
-                    f"{self.name} was changed between a call and the first use of what it returned",
+                    f"{self.name}, or a setting of torch, was changed between a call and the first use of its result",
                     where="a call held back until its guidance is known",
-                    hint="use the result before changing weights, or compile with another sampler recorded",
+                    hint="use the result before changing either, or compile with another sampler recorded",
                 )
             leaves = list(call.leaves)
             for k in positions:

@@ -357,16 +357,21 @@ class Installed:
             return result
 
     def _hold(self, variant: Variant, call: Call, times: int) -> Any:
-        """The result of a call on guidance branches, computed when it is known which of them have weights."""
-        weights = variant.weights.read()
-        versions = Weights.versions(weights)
+        """The result of a call on guidance branches, computed when it is known which of them have weights.
+
+        None where the call cannot be held back.
+        """
+        state, versions = call_state(), Weights.versions(variant.weights.read())
+        if versions is None:
+            return None  # nobody could tell whether they were written to
 
         def run(call: Call, leaves: list[Any]) -> Any:
-            with evict.Calling():
+            with evict.Calling(), torch._C._DisableAutocast():  # as now: under autocast no call is served
                 return self._call(*self.takers[0].rebuild(leaves, call.spec), hold=False)
 
         def same() -> bool:
-            return variant.guard.holds() and Weights.versions(variant.weights.read()) == versions
+            unchanged = variant.guard.holds() and call_state() == state
+            return unchanged and Weights.versions(variant.weights.read()) == versions
 
         return self.branches.hold(variant.built.captured, call, times, run, same)
 

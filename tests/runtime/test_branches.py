@@ -121,6 +121,28 @@ def test_a_prompt_that_changes_from_step_to_step() -> None:
     assert torch.allclose(*results, atol=1e-4, rtol=1e-4)
 
 
+def test_autocast_around_the_combination_alone() -> None:
+    class Mixed(Sample):
+        def __call__(self, noise: torch.Tensor, prompts: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
+            x = noise
+            self.scheduler.set_timesteps(len(scales))
+            for scale, time in zip(scales, self.scheduler.timesteps, strict=True):
+                predicted = self.unet(torch.cat([x, x]), time, encoder_hidden_states=prompts).sample
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    without, with_prompt = predicted.chunk(2)
+                    x = self.scheduler.step(without + scale * (with_prompt - without), time, x).prev_sample
+            return x
+
+    sample = Mixed()
+    fast = graphopt.compile(sample, inputs=arguments(), target="eager", strict=True)
+    before = counts(sample)
+    with torch.no_grad():
+        result = fast(*arguments(3))
+    single, exact = truth(3, INTERVAL)
+    assert compare([single], [result], "rounding", [exact]) is None
+    assert [now - was for now, was in zip(counts(sample), before, strict=True)] == [8, 6]
+
+
 def test_a_condition_with_other_memory() -> None:
     _, fast = compiled()
     noise, prompts, scales = arguments(3)
