@@ -254,6 +254,7 @@ class Variant:
         self._local.constants[trajectory] = keys, changes
         if changes >= _PATIENCE:
             self.refuted = f"changed {changes} times in the middle of a run"
+            self.forget()  # it serves no more
 
     @staticmethod
     def _kept(
