@@ -12,6 +12,7 @@ import torch
 
 import graphopt
 from graphopt.ir.verify import compare
+from graphopt.runtime import evict, mapped
 from tests.soundness import tiny
 
 
@@ -107,6 +108,17 @@ def test_weights_changed_before_the_result_is_used() -> None:
     sample.between = None
     with torch.no_grad():
         fast(*arguments(2))
+
+
+def test_weights_brought_back_before_the_result_is_used() -> None:
+    if mapped.unsupported():
+        pytest.skip("no eviction here")
+    sample = Sample()
+    fast = graphopt.compile(sample, inputs=arguments(), target="eager", evict=evict.Eviction(min_bytes=64))
+    with torch.no_grad():
+        expected = fast(*arguments(2))
+        sample.between = lambda unet, x, prompts: evict.bring_back(unet)
+        assert torch.equal(fast(*arguments(2)), expected)
 
 
 def test_a_prompt_that_changes_from_step_to_step() -> None:
