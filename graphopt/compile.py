@@ -28,7 +28,7 @@ from graphopt.runtime.evict import Eviction, bring_back
 from graphopt.runtime.installed import Built, Installed
 from graphopt.runtime.replay import Replays
 from graphopt.runtime.report import Report, report_of
-from graphopt.runtime.sampler import ProgressWatch, Sampler, modules_of, recorded_run, roles_of
+from graphopt.runtime.sampler import ProgressWatch, Sampler, adopt, modules_of, recorded_run, roles_of
 from graphopt.targets import TARGETS, Kernel, Target
 
 T = TypeVar("T")
@@ -107,8 +107,7 @@ def compile(
             sampler.installed = installed
             if sampler.replays:
                 sampler.replays.names = {entry.module: entry.name for entry in installed}
-            for entry in installed:
-                entry.loop = sampler.loop
+            adopt(sampler.loop, installed)
         if _is_pipeline(x):
             _watch(x, installed)
         _warm_up(x, inputs, installed, examples)
@@ -233,6 +232,7 @@ class _Builder:
 
 def restore(x: Any) -> None:
     """Undo `compile`: the module or every component of the pipeline runs as if graphopt had never seen it."""
+    _check_compiled(x)
     for _, module in _modules(x):
         if isinstance(module._compiled_call_impl, Installed):
             _put_back(module, module._compiled_call_impl.before)
@@ -249,11 +249,19 @@ def report(x: Any) -> Report:
 
     Raises UsageError when nothing in `x` is compiled.
     """
+    _check_compiled(x)
     installed = [module._compiled_call_impl for _, module in _modules(x)]
     found = [entry for entry in installed if isinstance(entry, Installed)]
     if not found:
         raise UsageError(f"this {type(x).__name__} is not compiled", hint="call graphopt.compile(x) first")
     return report_of(found, x.replays if isinstance(x, Sampler) else None)
+
+
+def _check_compiled(x: Any) -> None:
+    """Raise UsageError for a sampling function itself, where what `compile` returned for it is asked for."""
+    if callable(x) and not isinstance(x, torch.nn.Module | type | Sampler) and not _is_pipeline(x):
+        hint = "fast = graphopt.compile(sample, inputs=(...)), then graphopt.report(fast)"
+        raise UsageError(f"this {type(x).__name__} is not what graphopt.compile returned", hint=hint)
 
 
 def _is_pipeline(x: Any) -> bool:

@@ -146,15 +146,22 @@ def _mask(program: Program, found: Written, kind: torch.dtype, node: fx.Node) ->
     """The masks as one of four dimensions to add."""
     total: fx.Node | None = None
     for mask, fill in reversed(found.masks):
-        if fill is not None:
+        if fill is not None and total is None:
             low, where = fill
             base = program.call(aten.full_like.default, mask, 0.0 if where else low, dtype=kind, before=node)
             mask = program.call(aten.masked_fill.Scalar, base, mask, low if where else 0.0, before=node)
-        elif dtype(mask) != kind:
+        elif fill is None and dtype(mask) != kind:
             mask = program.call(aten._to_copy.default, mask, dtype=kind, before=node)
         if len(shape(mask)) != 4:
             mask = program.call(aten.reshape.default, mask, [1, 1, 1, 1, *shape(mask)][-4:], before=node)
-        total = mask if total is None else program.call(aten.add.Tensor, total, mask, before=node)
+        if total is None:
+            total = mask
+        elif fill is None:
+            total = program.call(aten.add.Tensor, total, mask, before=node)
+        else:  # in place of what was added before: two of the lowest numbers would be -inf
+            low, where = fill
+            fills = (aten.where.ScalarSelf, mask, low, total) if where else (aten.where.ScalarOther, mask, total, low)
+            total = program.call(*fills, before=node)
     return total
 
 

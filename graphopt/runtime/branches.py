@@ -6,12 +6,13 @@ Whether it does is known from the recorded trajectory. Only then does a compiled
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_unflatten
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from graphopt.capture.calls import Call
 from graphopt.errors import GraphoptError
@@ -20,6 +21,8 @@ from graphopt.ir.loop import LoopProgram
 from graphopt.ir.program import Program
 from graphopt.ir.relations import bits
 from graphopt.runtime.guidance import GuidanceCounts, defer
+
+_MOST_VIEWS = 16  # conditions of the last requests, by the branches computed
 
 
 class Branches:
@@ -38,7 +41,9 @@ class Branches:
         self.name, self.counts = name, GuidanceCounts()
         self._times: tuple[LoopProgram | None, int] = (None, 0)
         self._paths: dict[int, tuple[Program, frozenset[str]]] = {}
-        self._views = WeakTensorKeyDictionary()  # condition → its branches, the same objects at every step
+        # Rows of conditions, the same objects at every step. A view holds what it is a view of: so they are few.
+        self._views: OrderedDict[tuple[int, tuple[int, ...]], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def times(self, loop: LoopProgram) -> int:
         """Of how many branches the batch consists; 0 where all of them had weights in the recorded trajectory."""
@@ -55,7 +60,7 @@ class Branches:
         ----------
         captured : the Program of the call.
         run : runs the module on the call's leaves, or on others in their place.
-        same : whether the module and its weights are still as they are now.
+        same : whether the module, its weights and torch's settings are still as they are now.
         """
         if torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() or len(captured.results) != 1:
             return None
@@ -64,20 +69,23 @@ class Branches:
             return None
         given = [entry for entry in captured.inputs if entry.role != "weight"]
         positions = [k for k, leaf in enumerate(call.leaves) if isinstance(leaf, torch.Tensor)]
-        batched = {k for k, entry in zip(positions, given, strict=True) if entry.path in paths}
+        batched = {k: entry.role for k, entry in zip(positions, given, strict=True) if entry.path in paths}
         kept = {k: call.leaves[k].clone() for k in positions}  # the sampler may write to what it passed
 
         def compute(branches: tuple[int, ...]) -> torch.Tensor:
             if not same():
                 raise GraphoptError(
-                    f"{self.name} was changed between a call and the first use of what it returned",
+                    f"{self.name}, or a setting of torch, was changed between a call and the first use of its result",
                     where="a call held back until its guidance is known",
-                    hint="use the result before changing weights, or compile with another sampler recorded",
+                    hint="use the result before changing either, or compile with another sampler recorded",
                 )
             leaves = list(call.leaves)
             for k in positions:
                 leaf = leaves[k] if torch.equal(bits(leaves[k]), bits(kept[k])) else kept[k]
-                leaves[k] = self._rows(leaf, branches, times) if k in batched and len(branches) < times else leaf
+                if k in batched and len(branches) < times:
+                    rows = _rows(leaf, branches, times)
+                    leaf = self._known(leaf, rows, branches) if batched[k] == "condition" else rows
+                leaves[k] = leaf
             (result,) = (leaf for leaf in tree_leaves(run(call, leaves)) if isinstance(leaf, torch.Tensor))
             return result
 
@@ -94,14 +102,27 @@ class Branches:
             found = self._paths[id(captured)] = captured, independent(captured, times)
         return found[1]
 
-    def _rows(self, tensor: torch.Tensor, branches: Sequence[int], times: int) -> torch.Tensor:
-        """The rows of some branches; the same view each time where they lie next to each other."""
-        views = self._views.setdefault(tensor, {})
-        key = tuple(branches)
-        if key not in views:
-            rows = tensor.shape[0] // times
-            first, last = branches[0], branches[-1]
-            if list(branches) != list(range(first, last + 1)):
-                return torch.cat([tensor[k * rows : (k + 1) * rows] for k in branches])
-            views[key] = tensor[first * rows : (last + 1) * rows]
-        return views[key]  # type: ignore[no-any-return]
+    def _known(self, tensor: torch.Tensor, rows: torch.Tensor, branches: tuple[int, ...]) -> torch.Tensor:
+        """`rows` of a condition, as the object that earlier calls got: by that a trajectory knows its conditions."""
+        key = id(tensor), branches
+        with self._lock:
+            of, known = self._views.pop(key, (tensor, rows))
+            # A tensor may be given other memory (`tensor.data = ...`).
+            if of is not tensor or _place(known) != _place(rows):
+                known = rows
+            self._views[key] = tensor, known
+            if len(self._views) > _MOST_VIEWS:
+                self._views.popitem(last=False)
+            return known
+
+
+def _rows(tensor: torch.Tensor, branches: Sequence[int], times: int) -> torch.Tensor:
+    """The rows of some branches: a view where they lie next to each other."""
+    rows, first, last = tensor.shape[0] // times, branches[0], branches[-1]
+    if list(branches) != list(range(first, last + 1)):
+        return torch.cat([tensor[k * rows : (k + 1) * rows] for k in branches])
+    return tensor[first * rows : (last + 1) * rows]
+
+
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()

@@ -293,6 +293,7 @@ class Calling:
 
 
 _calls: dict[int, int] = {}  # calls in flight → their threads
+_moves: dict[int, int] = {}  # address of a weight before an exchange → after it
 _graves_lock = threading.RLock()
 _graves: list[tuple[torch.UntypedStorage, set[int]]] = []  # memory → the calls that may be reading it
 
@@ -307,8 +308,20 @@ def _exchange(weight: torch.Tensor, new: torch.Tensor | None) -> bool:
         return False
     old, me = weight.untyped_storage(), threading.get_ident()
     weight.data = new
+    _moves[old.data_ptr()] = new.data_ptr()
     with _graves_lock:
         _graves.append((old, {call for call, thread in _calls.copy().items() if thread != me}))
+    return True
+
+
+def moved(before: int, now: int) -> bool:
+    """Whether a weight that lay at one address lies at the other, by exchanges alone."""
+    seen = set[int]()
+    while before != now:
+        if before in seen or before not in _moves:
+            return False
+        seen.add(before)
+        before = _moves[before]
     return True
 
 

@@ -1,7 +1,7 @@
-"""While one thread captures, no other thread may run a module.
+"""While one thread captures, no other thread may run a module or a compiled call.
 
-Tracing replaces methods of ``torch.nn.Module`` for the whole process, so that a module that another thread runs
-meanwhile would be drawn into the trace. Compiled calls touch no module and go on.
+Tracing replaces methods of ``torch.nn.Module`` and turns flags of torch (oneDNN's) for the whole process: a module that
+another thread runs meanwhile would be drawn into the trace, and kernels would round otherwise.
 """
 
 from __future__ import annotations

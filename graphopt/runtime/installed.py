@@ -74,6 +74,10 @@ class Built:
     notes: list[str] = field(default_factory=list)
 
 
+class _NotNow(Exception):
+    """Other threads run modules and would not make room for a capture."""
+
+
 class Builder(Protocol):
     """What makes a `Built`; given by `graphopt.compile`.
 
@@ -217,7 +221,15 @@ class Variant:
         return self.wrong is not None or (self.race is not None and not self.race.won)
 
     def run(self, call: Call) -> Any:
-        """What the module would return for this call."""
+        """What the module would return for this call.
+
+        Not while another thread captures: torch.export turns oneDNN off for the process, and results would be rounded
+        otherwise.
+        """
+        with GATE.running():
+            return self._run(call)
+
+    def _run(self, call: Call) -> Any:
         weights = self.weights.read()
         values = [*weights, *self.built.boundary.take(call.tensors)]
         if len(self._plans) > 1:
@@ -254,6 +266,7 @@ class Variant:
         self._local.constants[trajectory] = keys, changes
         if changes >= _PATIENCE:
             self.refuted = f"changed {changes} times in the middle of a run"
+            self.forget()  # it serves no more
 
     @staticmethod
     def _kept(
@@ -357,16 +370,23 @@ class Installed:
             return result
 
     def _hold(self, variant: Variant, call: Call, times: int) -> Any:
-        """The result of a call on guidance branches, computed when it is known which of them have weights."""
-        weights = variant.weights.read()
-        versions = Weights.versions(weights)
+        """The result of a call on guidance branches, computed when it is known which of them have weights.
+
+        None where the call cannot be held back.
+        """
+        state, versions = call_state(), Weights.versions(variant.weights.read())
+        if versions is None:
+            return None  # nobody could tell whether they were written to
 
         def run(call: Call, leaves: list[Any]) -> Any:
-            with evict.Calling():
+            with evict.Calling(), torch._C._DisableAutocast():  # as now: under autocast no call is served
                 return self._call(*self.takers[0].rebuild(leaves, call.spec), hold=False)
 
         def same() -> bool:
-            return variant.guard.holds() and Weights.versions(variant.weights.read()) == versions
+            now = Weights.versions(variant.weights.read())
+            if now is None or not variant.guard.holds() or call_state() != state:
+                return False
+            return now == versions or (now[1] == versions[1] and all(map(evict.moved, versions[0], now[0])))
 
         return self.branches.hold(variant.built.captured, call, times, run, same)
 
@@ -392,7 +412,8 @@ class Installed:
         reason = outside(self.module, calls[0].tensors)
         if reason:
             return reason
-        state = call_state()
+        with GATE.running():  # a capture sets flags of the process
+            state = call_state()
         for taker in self.takers:
             if len(self.takers) > 1 and taker is not self.takers[0]:
                 calls.append(taker.take(args, kwargs))
@@ -423,26 +444,24 @@ class Installed:
             error: CaptureError | None = None
             for taker, call in zip(self.takers, calls, strict=False):
                 start = time.perf_counter()
-                with GATE.capturing() as free:
-                    if not free:
-                        return "other threads run modules while this call would have to be captured"
-                    _capturing.active = True
-                    try:
-                        with tracing():
-                            built = self._built(call, taker)
-                    except CaptureError as caught:
-                        error = error or caught
-                        continue
-                    except Exception as caught:
-                        if self.strict or isinstance(caught, UsageError):
-                            raise
-                        what = f"compiling it raised {type(caught).__name__}: {_first_line(caught)}"
-                        error = error or CaptureError(
-                            what, where=self.name, hint="strict=True raises it with its traceback"
-                        )
-                        continue
-                    finally:
-                        _capturing.active = False
+                _capturing.active = True
+                try:
+                    built = self._built(call, taker)
+                except _NotNow:
+                    return "other threads run modules while this call would have to be captured"
+                except CaptureError as caught:
+                    error = error or caught
+                    continue
+                except Exception as caught:
+                    if self.strict or isinstance(caught, UsageError):
+                        raise
+                    what = f"compiling it raised {type(caught).__name__}: {_first_line(caught)}"
+                    error = error or CaptureError(
+                        what, where=self.name, hint="strict=True raises it with its traceback"
+                    )
+                    continue
+                finally:
+                    _capturing.active = False
                 variant = Variant(self, (call.signature, call_state()), built, time.perf_counter() - start)
                 self._add(variant)
                 return variant, call
@@ -454,13 +473,21 @@ class Installed:
             return error.what
 
     def _built(self, call: Call, taker: CallTaker) -> Built:
-        """A call captured and built, with the relations that can be seen in it alone."""
-        captured = self._builder.capture(call, taker)
+        """A call captured and built, with the relations that can be seen in it alone.
+
+        Raises _NotNow when other threads would not make room for the capture.
+        """
+        with GATE.capturing() as free:
+            if not free:
+                raise _NotNow
+            with tracing():
+                captured = self._builder.capture(call, taker)
         relations: tuple[Relation, ...] = ()
         if Repeated in self.exploits:
             given = [entry for entry in captured.inputs if entry.role != "weight"]
             relations = repeated(call.tensors, [entry.path for entry in given], [entry.role for entry in given])
-        return self._builder.build(captured, relations)
+        with tracing():  # targets trace too
+            return self._builder.build(captured, relations)
 
     def _add(self, variant: Variant) -> None:
         """Serve calls with this variant from now on, in front of those that assume less."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,11 +28,20 @@ def recorded_run(installed: Sequence[Installed], name: str) -> Iterator[Recordin
         return
     with run(), record({entry.module: entry.name for entry in installed}) as recording:
         yield recording
-    loop = recording.program(name)
+    adopt(recording.program(name), installed)
+
+
+def adopt(loop: LoopProgram, installed: Sequence[Installed]) -> None:
+    """Let modules know of a recorded trajectory that calls them; one that cannot be made sense of is left out."""
     called = {call.module for call in loop.calls}
-    for entry in installed:
-        if entry.name in called:
-            entry.loop = loop
+    try:
+        for entry in installed:
+            if entry.name in called:
+                entry.branches.times(loop)  # now, and not in the middle of the next run
+                entry.loop = loop
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        warnings.warn(f"graphopt: the loop of {loop.name} could not be read: {what}", RuntimeWarning, stacklevel=4)
 
 
 class ProgressWatch:

@@ -40,9 +40,10 @@ def run() -> Iterator[None]:
 class Trajectory:
     """One sampling run as a thread sees it.
 
-    A call continues the trajectory when it passes the very same condition objects as the call before (or, where a model
-    has no conditions, times from the same schedule tensor), and its time is further along in the direction that the
-    times went so far. Inside one `run` a time may also be repeated, as solvers of higher order do.
+    A call continues the trajectory when it is in the same `run` as the call before (or both are in none), passes the
+    very same condition objects (or, where a model has no conditions, times from the same schedule tensor), and its time
+    is further along in the direction that the times went so far. Inside a `run` a time may also be repeated, as solvers
+    of higher order do.
 
     Attributes
     ----------
@@ -64,7 +65,7 @@ class Trajectory:
         """Whether a call continues the trajectory; otherwise it begins a new one."""
         here = getattr(_here, "run", None)
         moves = self._further(times, stays=here is not None and here == self._run)
-        if self.started and moves and self._same_objects(conditions, times):
+        if self.started and here == self._run and moves and self._same_objects(conditions, times):
             self.index += 1
             return True
         self.index, self.started, self._run = 0, self.started + 1, here

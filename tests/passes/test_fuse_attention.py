@@ -39,6 +39,7 @@ def heads(*batch: int, keys: int = 5, kind: torch.dtype = torch.float32) -> tupl
 
 
 BIAS, CLOSED = torch.randn(1, 1, 6, 5), torch.ones(6, 5, dtype=torch.bool).triu(2)
+OPENING = torch.ones(6, 5, dtype=torch.bool).tril(2)  # with CLOSED all of each row, some of it twice
 FACTOR = torch.tensor([2.0])
 LOWEST = torch.finfo(torch.float32).min
 FORMS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
@@ -60,6 +61,8 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "dropout": (lambda s: torch.nn.functional.dropout(s.softmax(-1), 0.5, False), 1.0),
     "regrouped": (lambda s: (s.view(2, 3, 6, 5) + BIAS).view(s.shape).softmax(-1), 1.0),
     "masks": (lambda s: ((s * 0.5 + BIAS).masked_fill(CLOSED, LOWEST) + BIAS[0]).softmax(-1), 0.5),
+    "filled-twice": (lambda s: s.masked_fill(CLOSED, LOWEST).masked_fill(OPENING, LOWEST).softmax(-1), 1.0),
+    "filled-over-mask": (lambda s: torch.where(CLOSED, s + LOWEST * OPENING, LOWEST).softmax(-1), 1.0),
     "core": (lambda s: torch.ops.aten._softmax.default(s, -1, False), 1.0),
 }  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 
 import graphopt
 from graphopt.ir.verify import compare
+from graphopt.runtime import evict, mapped
 from tests.soundness import tiny
 
 
@@ -50,9 +53,12 @@ def counts(sample: Sample) -> tuple[int, int]:
     return found.branches, found.computed
 
 
-def assert_right(result: torch.Tensor, seed: int, scales: Sequence[float] = INTERVAL, between: Any = None) -> None:
+def assert_right(
+    result: torch.Tensor, seed: int, scales: Sequence[float] = INTERVAL, between: Any = None,
+    kind: type[Sample] = Sample,
+) -> None:  # fmt: skip
     """By the one oracle, against the original in float32 and in float64."""
-    sample = Sample()
+    sample = kind()
     sample.between = between
     with torch.no_grad():
         single = sample(*arguments(seed, scales))
@@ -114,3 +120,63 @@ def test_weights_changed_before_the_result_is_used() -> None:
     sample.between = None
     with torch.no_grad():
         fast(*arguments(2))
+
+
+def test_weights_brought_back_before_the_result_is_used() -> None:
+    if mapped.unsupported():
+        pytest.skip("no eviction here")
+    sample = Sample()
+    fast = graphopt.compile(sample, inputs=arguments(), target="eager", evict=evict.Eviction(min_bytes=64))
+    with torch.no_grad():
+        expected = fast(*arguments(2))
+        sample.between = lambda unet, x, prompts: evict.bring_back(unet)
+        assert torch.equal(fast(*arguments(2)), expected)
+
+
+def test_autocast_around_the_combination_alone() -> None:
+    class Mixed(Sample):
+        def __call__(self, noise: torch.Tensor, prompts: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
+            x = noise
+            self.scheduler.set_timesteps(len(scales))
+            for scale, time in zip(scales, self.scheduler.timesteps, strict=True):
+                predicted = self.unet(torch.cat([x, x]), time, encoder_hidden_states=prompts).sample
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    without, with_prompt = predicted.chunk(2)
+                    x = self.scheduler.step(without + scale * (with_prompt - without), time, x).prev_sample
+            return x
+
+    sample = Mixed()
+    fast = graphopt.compile(sample, inputs=arguments(), target="eager", strict=True)
+    before = counts(sample)
+    with torch.no_grad():
+        result = fast(*arguments(3))
+    assert_right(result, 3, kind=Mixed)
+    assert [now - was for now, was in zip(counts(sample), before, strict=True)] == [8, 6]
+
+
+def test_a_condition_with_other_memory() -> None:
+    _, fast = compiled()
+    noise, prompts, scales = arguments(3)
+    with torch.no_grad():
+        fast(noise, prompts, scales)
+        prompts.data = arguments(20)[1]
+        result = fast(noise, prompts, scales)
+        assert torch.equal(result, fast(noise, arguments(20)[1], scales))
+
+
+def test_states_are_not_kept() -> None:
+    given: list[weakref.ref[torch.Tensor]] = []
+
+    class Seen(Sample):
+        def __call__(self, noise: torch.Tensor, prompts: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
+            cat = torch.cat([noise, noise])
+            given.append(weakref.ref(cat))
+            without, with_prompt = self.unet(cat, torch.tensor(5), encoder_hidden_states=prompts).sample.chunk(2)
+            first = without + 1.0 * (with_prompt - without)
+            return super().__call__(first, prompts, scales)
+
+    fast = graphopt.compile(Seen(), inputs=arguments(), target="eager", strict=True)
+    with torch.no_grad():
+        fast(*arguments(3))
+    gc.collect()
+    assert len(given) == 2 and not any(ref() is not None for ref in given)

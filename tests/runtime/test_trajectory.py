@@ -46,8 +46,17 @@ def test_a_run_of_its_own() -> None:
             assert trajectory.enter([PROMPT], [time]) is True
             with run():
                 assert trajectory.enter([PROMPT], [time]) is False
-            assert trajectory.started == 2 * expected + 2
-        assert trajectory.enter([PROMPT], [torch.tensor(4.0)]) is True
+            assert trajectory.started == 3 * expected + 2
+        assert trajectory.enter([PROMPT], [torch.tensor(4.0)]) is False
+
+
+def test_a_run_does_not_go_on_where_another_ended() -> None:
+    trajectory = Trajectory()
+    with run():
+        assert [trajectory.enter([PROMPT], [torch.tensor(time)]) for time in (9.0, 7.0)] == [False, True]
+    with run():
+        assert [trajectory.enter([PROMPT], [torch.tensor(time)]) for time in (5.0, 3.0)] == [False, True]
+    assert [trajectory.enter([PROMPT], [torch.tensor(time)]) for time in (2.0, 1.0)] == [False, True]
 
 
 def test_other_conditions_begin_anew() -> None:

@@ -372,6 +372,8 @@ def test_channels_that_keep_changing_are_given_up() -> None:
     both(models, lambda model: last(painted(model, latents(), embeddings(1, 2), latents(3, channels=5), edit=edit)))
     refuted = [variant.refuted for variant in models[1]._compiled_call_impl.variants]
     assert "changed 2 times in the middle of a run" in refuted
+    kept = [len(memo) for v in models[1]._compiled_call_impl.variants if v.refuted for memo in v.memos.values()]
+    assert kept and not any(kept)
     count = len(refuted)
     both(models, lambda model: last(painted(model, latents(), embeddings(1, 2), latents(3, channels=5), edit=edit)))
     assert len(models[1]._compiled_call_impl.variants) == count
