@@ -137,8 +137,8 @@ class Result:
 
 
 def parts(pipeline: Sequence[Pass]) -> tuple[tuple[Pass, ...], tuple[Pass, ...], tuple[Pass, ...]]:
-    """A pipeline as what cleans up, what is its own, and what places: its beginning and end are those of all."""
-    others = [entry for entry in graphopt.pipelines.PIPELINES.values() if entry]
+    """A pipeline as what cleans up, what is its own, and what places: what it begins and ends with as others do."""
+    others = [graphopt.pipelines.bitwise, graphopt.pipelines.exact]
     clean = tuple(entry[0] for entry in takewhile(_same, zip(pipeline, *others, strict=False)))
     backwards = zip(reversed(pipeline), *map(reversed, others), strict=False)
     place = tuple(entry[0] for entry in takewhile(_same, backwards))[::-1]

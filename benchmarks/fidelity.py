@@ -9,7 +9,8 @@ forwards of the guidance branches, and for the U-Net inpainting (with five more 
 with random weights in what is added.
 
 - The *error* of a run is ‖z − z₆₄‖₂ / ‖z₆₄‖₂ for its final latent z. The compiled run's error may be at most twice the
-  original's.
+  original's. Where the original is lucky, rounding is the measure: errors up to 32 units in the last place of float32
+  (3.8e-6) are always allowed.
 - The *grey levels* are the largest difference between the final 8-bit images of the two float32 runs: at most one.
 
 Noise is drawn in float32 and cast, in all runs, so that float64 sees the very same numbers. Schedulers compute as they
@@ -72,9 +73,10 @@ class Row:
 
     @property
     def holds(self) -> bool:
-        return self.compiled <= 2 * self.original and self.levels <= 1
+        return self.compiled <= max(2 * self.original, FLOOR) and self.levels <= 1
 
 
+FLOOR = 32 * float(np.finfo(np.float32).eps)
 _MOST = ("DDIM", "DPM-Solver++ 2M", "Euler", "Euler ancestral", "UniPC")
 FULL = [
     *(Case(*entry) for entry in product(_MOST, (10, 30), (1.0, 4.0), (1, 3))),

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from graphopt.targets import Target
 
 
-_PIPELINES = ("bitwise", "exact", "generated", "none", "packed")  # of graphopt.pipelines, whose import takes torch's
+_PIPELINES = (
+    "bitwise",
+    "exact",
+    "generated",
+    "loop",
+    "none",
+    "packed",
+)  # of graphopt.pipelines, whose import takes torch's
 
 
 def check_names(target: str, passes: str | None) -> None:

@@ -47,7 +47,8 @@ def test_counts_are_consistent() -> None:
     for one, other in pairwise(entry.passes):
         assert one.after == other.before
     first, last = entry.passes[0].before, entry.passes[-1].after
-    assert (first.nodes, first.flops, first.bytes) == (entry.before.nodes, entry.before.flops, entry.before.bytes)
+    assert first.flops == entry.before.flops  # what puts the parts of repeated arguments together comes on top
+    assert 0 <= first.nodes - entry.before.nodes <= 4 and first.bytes >= entry.before.bytes
     assert (last.nodes, last.flops, last.bytes) == (entry.after.nodes, entry.after.flops, entry.after.bytes)
     once = entry.stages["request"]
     assert once > 0 and entry.stages["schedule"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 from collections.abc import Sequence
@@ -43,9 +44,19 @@ def arguments(seed: int = 0, scales: Sequence[float] = INTERVAL) -> tuple[Any, .
     return noise, torch.cat([tiny.embeddings(seed), tiny.embeddings(seed + 1)]), tuple(scales)
 
 
-def compiled(scales: Sequence[float] = INTERVAL) -> tuple[Sample, Any]:
+def compile_anew(scales: Sequence[float] = INTERVAL) -> tuple[Sample, Any]:
     sample = Sample()
     return sample, graphopt.compile(sample, inputs=arguments(scales=scales), target="eager", strict=True)
+
+
+_kept = functools.cache(compile_anew)
+
+
+def compiled(scales: Sequence[float] = INTERVAL) -> tuple[Sample, Any]:
+    """One for all tests that leave it as it is."""
+    sample, fast = _kept(tuple(scales))
+    sample.between = None
+    return sample, fast
 
 
 def counts(sample: Sample) -> tuple[int, int]:
@@ -113,7 +124,7 @@ def test_inputs_written_to_before_the_result_is_used(write: Any) -> None:
 
 
 def test_weights_changed_before_the_result_is_used() -> None:
-    sample, fast = compiled()
+    sample, fast = compile_anew()
     sample.between = lambda unet, x, prompts: unet.conv_in.weight.mul_(2)
     with torch.no_grad(), pytest.raises(graphopt.GraphoptError, match="changed between a call and the first use"):
         fast(*arguments(2))

@@ -32,7 +32,18 @@ def pipes() -> tuple[Any, Any]:
     return original, compiled
 
 
-@pytest.mark.parametrize("case", CHANGES, ids=repr)
+# What writes weights is what eviction could get wrong; the rest of the table is slow, and the same as without.
+_WRITES = ("weight", "parameter", "adapter", "dtype", "float64", "copy")
+
+
+def _cases() -> list[Any]:
+    return [
+        pytest.param(case, id=repr(case), marks=() if any(w in repr(case) for w in _WRITES) else pytest.mark.slow)
+        for case in CHANGES
+    ]
+
+
+@pytest.mark.parametrize("case", _cases())
 def test_change(pipes: tuple[Any, Any], case: Change) -> None:
     check(*pipes, case)
 
