@@ -5,4 +5,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 prepare dev
 cd "$ROOT"
+# Everything at once goes faster in a process per core; a selection is quicker in this one.
+[ $# -gt 0 ] || set -- --numprocesses=auto
 run "$VENV/bin/python" -m pytest "$@"
