@@ -17,14 +17,8 @@ if TYPE_CHECKING:
     from graphopt.targets import Target
 
 
-_PIPELINES = (
-    "bitwise",
-    "exact",
-    "generated",
-    "loop",
-    "none",
-    "packed",
-)  # of graphopt.pipelines, whose import takes torch's
+# Of graphopt.pipelines, whose import takes torch's.
+_PIPELINES = ("bitwise", "exact", "generated", "loop", "none", "packed")
 
 
 def check_names(target: str, passes: str | None) -> None:
