@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from torch import fx
 
 from graphopt.errors import GraphoptError, PassError
+from graphopt.ir.effects import has_effect
 from graphopt.ir.program import Program
 from graphopt.ir.verify import verify
 
@@ -198,6 +199,14 @@ def run_pass(pass_: Pass, program: Program, observer: Observer | None = None, *,
     after.rule = ""
     observer.pass_ends(pass_, program, after, fired)
     return after
+
+
+def erase_unread(program: Program, nodes: Iterable[fx.Node]) -> None:
+    """Remove what nobody reads any more: those of `nodes` without readers or effects, and what only they read."""
+    for node, below in [(node, node.all_input_nodes) for node in nodes]:
+        if node.op == "call_function" and not (node.users or node._erased or has_effect(node)):
+            program.graph.erase_node(node)
+            erase_unread(program, below)
 
 
 _MAX_SWEEPS = 32

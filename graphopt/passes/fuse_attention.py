@@ -38,7 +38,7 @@ from ..ir.cost import nbytes
 from ..ir.effects import has_effect
 from ..ir.layout import has_symbols, refresh
 from ..ir.program import Program, bind, dtype, shape, val
-from ..ir.rewrite import Accuracy, Match, Pass, Refusal
+from ..ir.rewrite import Accuracy, Match, Pass, Refusal, erase_unread
 from ..ir.stages import kept_as, placement, stages
 
 aten = torch.ops.aten
@@ -114,17 +114,9 @@ class FuseAttention(Pass):
             last.meta.update({name: node.meta[name] for name in ("placement",) if name in node.meta})
         for entry in match.nodes:
             program.graph.erase_node(entry)
-        _remove_dead(program, read)
+        erase_unread(program, read)
         program.touch(node)
         refresh(program, [node])
-
-
-def _remove_dead(program: Program, nodes: list[fx.Node]) -> None:
-    """Remove what nobody reads any more: the turned keys, scaled queries."""
-    for node, below in [(node, node.all_input_nodes) for node in nodes]:
-        if node.op == "call_function" and not (node.users or node._erased or has_effect(node)):
-            program.graph.erase_node(node)
-            _remove_dead(program, below)
 
 
 def _mask_reason(found: Written, kind: torch.dtype) -> str | None:
