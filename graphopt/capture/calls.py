@@ -100,9 +100,14 @@ class CallTaker:
         """The key path of every leaf, such as ``added_cond_kwargs.resolution``."""
         tree = tree_unflatten(list(range(len(call.leaves))), call.spec)
         keyed, _ = tree_flatten_with_path(tree)
-        return [keystr(path).replace("']['", ".").replace("][", ".").strip("[]'").replace("'", "") for path, _ in keyed]
+        return [key_path(path) for path, _ in keyed]
 
     def rebuild(self, leaves: list[Any], spec: TreeSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Leaves back into ``args, kwargs`` of the function."""
         bound = inspect.BoundArguments(self._signature, tree_unflatten(leaves, spec))
         return bound.args, bound.kwargs
+
+
+def key_path(path: Any) -> str:
+    """Where a leaf lies among arguments, as reports write it: ``added_cond_kwargs.resolution``."""
+    return keystr(path).replace("']['", ".").replace("][", ".").strip("[]'").replace("'", "")

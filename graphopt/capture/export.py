@@ -153,11 +153,16 @@ def source_line(node: fx.Node) -> str:
     if not frames:
         return ""
     path, line = frames[-1]
+    return f"{in_package(path)}:{line}"
+
+
+def in_package(path: str) -> str:
+    """A file's path from its package on, where it is installed; else its name."""
     parts = path.replace("\\", "/").split("/")
     for anchor in ("site-packages", "dist-packages"):
         if anchor in parts:
-            return "/".join(parts[parts.index(anchor) + 1 :]) + f":{line}"
-    return f"{parts[-1]}:{line}"
+            return "/".join(parts[parts.index(anchor) + 1 :])
+    return parts[-1]
 
 
 def _module_path(node: fx.Node, prefix: str) -> str:

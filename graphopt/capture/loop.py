@@ -25,10 +25,12 @@ from torch.overrides import TorchFunctionMode
 from torch.overrides import _pop_mode as pop_function_mode
 from torch.overrides import _push_mode as push_function_mode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode, _push_mode
-from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from graphopt import errors
+from graphopt.capture.calls import key_path
+from graphopt.capture.export import in_package
 from graphopt.capture.tracing import METHODS
 from graphopt.ir.loop import LoopCall, LoopProgram, ModuleCall, written_beside
 
@@ -196,9 +198,9 @@ class Recording(TorchDispatchMode):
         self.examples.setdefault(name, (args, kwargs))
         bound = _bound(module, args, kwargs)
         keyed, _ = tree_flatten_with_path(bound)
-        tensors = [(_path(path), leaf) for path, leaf in keyed if isinstance(leaf, torch.Tensor)]
+        tensors = [(key_path(path), leaf) for path, leaf in keyed if isinstance(leaf, torch.Tensor)]
         numbers: dict[str, tuple[float, ...]]
-        numbers = {_path(path): (float(leaf),) for path, leaf in keyed if type(leaf) in (int, float)}
+        numbers = {key_path(path): (float(leaf),) for path, leaf in keyed if type(leaf) in (int, float)}
         numbers.update({path: n for path, leaf in tensors if (n := _numbers(leaf))})
         nodes = tuple(self._node(leaf) for _, leaf in tensors)
         if self.closely:
@@ -429,10 +431,6 @@ def _bound(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         return {**{f"argument_{k}": value for k, value in enumerate(args)}, **kwargs}
 
 
-def _path(path: Any) -> str:
-    return keystr(path).replace("']['", ".").replace("][", ".").strip("[]'").replace("'", "")
-
-
 def _numbers(tensor: torch.Tensor) -> tuple[float, ...]:
     if tensor.device.type != "cpu" or tensor.numel() > _FEW or tensor.is_complex():
         return ()
@@ -449,13 +447,6 @@ def _user_line() -> str:
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith(_LIBRARIES):
-            return f"{_short(name)}:{frame.f_lineno}"
+            return f"{in_package(name)}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
-
-
-def _short(path: str) -> str:
-    parts = path.replace("\\", "/").split("/")
-    if "site-packages" in parts:
-        return "/".join(parts[parts.index("site-packages") + 1 :])
-    return parts[-1]

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 import torch
 
 from graphopt.ir.program import Role
-from graphopt.ir.relations import Constant, Paired, Relation, Repeated, Unchanged, bits, repeats
+from graphopt.ir.relations import BRANCHES, Constant, Paired, Relation, Repeated, Unchanged, bits, repeats
 
-_BRANCHES = (2, 3)  # guidance doubles the batch; edits guided by an image and a text treble it
 # Where features lie, by rank: of vectors, of tokens, of images, of videos with channels or frames first.
 _FEATURES: dict[int, tuple[int, ...]] = {2: (1,), 3: (2,), 4: (1,), 5: (1, 2)}
 
@@ -26,7 +25,7 @@ def repeated(tensors: Sequence[torch.Tensor], paths: Sequence[str], roles: Seque
     A state of one value throughout (zeros, as in example calls) says nothing.
     """
     state = [tensor for tensor, role in zip(tensors, roles, strict=True) if role == "state" and tensor.ndim > 1]
-    for times in _BRANCHES:
+    for times in BRANCHES:
         if any(repeats(tensor, times) and not _uniform(tensor) for tensor in state):
             return tuple(
                 Repeated(path, times) for tensor, path in zip(tensors, paths, strict=True) if repeats(tensor, times)

@@ -24,7 +24,7 @@ from torch._ops import OpOverload
 
 from graphopt.ir.effects import has_effect
 from graphopt.ir.program import val
-from graphopt.ir.relations import Constant, Paired, Relation, Repeated, Unchanged
+from graphopt.ir.relations import BRANCHES, Constant, Paired, Relation, Repeated, Unchanged
 from graphopt.ir.update import Guidance, Update, fold, guidance
 
 aten = torch.ops.aten
@@ -223,7 +223,7 @@ class LoopProgram:
     def _paired(self, module: str, calls: list[LoopCall]) -> Iterator[Finding]:
         """Calls in a row on one state."""
         states = [self._place(call) for call in calls]
-        for size in (2, 3):
+        for size in BRANCHES:
             groups = [states[k : k + size] for k in range(0, len(states) - size + 1, size)]
             if len(groups) > 1 and all(len(set(group)) == 1 for group in groups) and len({g[0] for g in groups}) > 1:
                 yield Finding(module, Paired(size), str(calls[0].node.meta.get("source", "")))

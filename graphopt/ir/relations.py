@@ -24,6 +24,8 @@ from graphopt.ir.program import Input, Program, Role, val
 
 aten = torch.ops.aten
 
+BRANCHES = (2, 3)  # guidance doubles the batch, or the calls; edits guided by an image and a text treble it
+
 
 @dataclass(frozen=True)
 class Repeated:
