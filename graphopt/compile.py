@@ -19,9 +19,10 @@ from graphopt.capture.loop import record
 from graphopt.capture.roles import NUMBERS_AS_TENSORS, check_roles, explicit, observe, roles_by_name
 from graphopt.debug.statistics import Statistics
 from graphopt.errors import TargetError, UsageError, nearest
+from graphopt.ir.driver import Observers, check_order, run_pipeline
 from graphopt.ir.program import Program, Role
 from graphopt.ir.relations import Relation, specialise
-from graphopt.ir.rewrite import Observer, Observers, Pass, check_order, run_pipeline
+from graphopt.ir.rewrite import Observer, Pass
 from graphopt.ir.stages import Part, split
 from graphopt.ir.verify import example_value
 from graphopt.runtime.evict import Eviction, bring_back
@@ -201,6 +202,7 @@ class _Builder:
         specialised, boundary = specialise(captured, relations)
         statistics = Statistics()
         observer = Observers((statistics, *self.observers))
+        observer.program_begins(specialised)
         program = run_pipeline(self.passes, specialised, observer, strict=self.strict)
         used = {k for pass_, r in zip(self.passes, statistics.records, strict=True) if r.fired for k in pass_.exploits}
         unused = tuple(entry for entry in relations if type(entry) not in used)
@@ -209,25 +211,31 @@ class _Builder:
             built.unused += unused
             return built
         parts = split(program)
+        observer.program_ends(program, parts)
         built = Built(program, parts, [], [], captured, boundary, passes=statistics.records)
         for part in parts:
-            kernel, name = self._build(part, built.notes)
+            kernel, name = self._build(part, built.notes, observer)
             built.kernels.append(kernel)
             built.targets.append(name)
         return built
 
-    def _build(self, part: Part, notes: list[str]) -> tuple[Kernel, str]:
+    def _build(self, part: Part, notes: list[str], observer: Observer) -> tuple[Kernel, str]:
         """The chosen target builds the step; stages that run once a request are not worth generating code for."""
         eager = TARGETS["eager"]
-        target = self.target if part.name == "step" else eager
         examples = [example_value(node) for node in part.graph.find_nodes(op="placeholder")]
-        try:
-            return target.build(part, examples), target.name
-        except TargetError as error:
-            if self.strict:
-                raise
-            notes.append(str(error))
-            return eager.build(part, examples), eager.name
+        for target in (self.target, eager) if part.name == "step" else (eager,):
+            observer.build_begins(part, target.name)
+            try:
+                kernel = target.build(part, examples)
+            except TargetError as error:
+                observer.build_fails(part, target.name, error)
+                if self.strict or target is eager:
+                    raise
+                notes.append(str(error))
+            else:
+                observer.build_ends(part, target.name)
+                break
+        return kernel, target.name
 
 
 def restore(x: Any) -> None:

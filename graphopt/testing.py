@@ -25,10 +25,11 @@ from torch import fx
 from graphopt.capture.calls import CallTaker
 from graphopt.capture.export import capture
 from graphopt.errors import VerificationError
+from graphopt.ir.driver import run_pass
 from graphopt.ir.effects import has_effect
 from graphopt.ir.printer import dump, parse
 from graphopt.ir.program import Program, Role
-from graphopt.ir.rewrite import Match, Observer, Pass, Refusal, run_pass
+from graphopt.ir.rewrite import Match, Observer, Pass, Refusal
 from graphopt.ir.verify import compare, evaluate, example_inputs
 
 aten = torch.ops.aten

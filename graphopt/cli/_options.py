@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PIPELINES = ("bitwise", "exact", "generated", "loop", "none", "packed")
 
 
-def check_names(target: str, passes: str | None) -> None:
+def check_names(target: str, passes: str | None, extra: Sequence[str] = ()) -> None:
     """Refuse unknown names at once, before torch is imported; with plug-ins installed, only they know theirs.
 
     A pass has the name of its file, and so has a target.
@@ -31,19 +31,23 @@ def check_names(target: str, passes: str | None) -> None:
         known = [path.stem for path in (root / "targets").glob("[!_]*.py") if path.stem != "base"]
         if target not in (*known, "auto"):
             raise _unknown_target(target, known)
-    if passes is not None and not entry_points(group="graphopt.passes"):
+    if not entry_points(group="graphopt.passes"):
         known = [path.stem for path in (root / "passes").glob("[!_]*.py")]
-        for entry in _entries(passes):
+        for entry in [] if passes is None else _entries(passes):
             if _split(entry)[0] not in (*known, *_PIPELINES):
                 raise _unknown_pass(_split(entry)[0], (*known, *_PIPELINES))
+        for entry in extra:
+            if _split(entry)[0] not in known:
+                raise _unknown_pass(_split(entry)[0], known, "--pass")
 
 
 def _unknown_target(name: str, known: Iterable[str]) -> UsageError:
     return UsageError(f"unknown target '{name}'", where="--target", hint=nearest(name, (*known, "auto")))
 
 
-def _unknown_pass(name: str, known: Iterable[str]) -> UsageError:
-    return UsageError(f"unknown pass or pipeline '{name}'", where="--pass-pipeline", hint=nearest(name, known))
+def _unknown_pass(name: str, known: Iterable[str], where: str = "--pass-pipeline") -> UsageError:
+    what = "pass" if where == "--pass" else "pass or pipeline"
+    return UsageError(f"unknown {what} '{name}'", where=where, hint=nearest(name, known))
 
 
 def _entries(text: str) -> list[str]:
@@ -72,29 +76,43 @@ def target_named(name: str) -> str | Target:
     return known[name]
 
 
-def passes_named(text: str | None) -> tuple[Pass, ...] | None:
+def passes_named(text: str | None, extra: Sequence[str] = (), base: str = "exact") -> tuple[Pass, ...] | None:
     """Passes of a list such as ``exact,my_pass{limit=3}``: names of pipelines and of passes, with options.
 
-    This reads what `graphopt.ir.rewrite.spell` writes. Raises UsageError for an unknown name, option or value.
+    This reads what `graphopt.ir.rewrite.spell` writes. Each of `extra` takes the place of the passes of its name, or
+    goes to the end where there is none; without a `text` they go into the pipeline `base`. Raises UsageError for an
+    unknown name, option or value, and PassError for an order that is not legal.
     """
-    if text is None:
+    if text is None and not extra:
         return None
     from graphopt import pipelines, plugins
+    from graphopt.ir.driver import check_order
 
     known, found = plugins.passes(), list[Any]()
-    for entry in _entries(text):
+    for entry in _entries(text) if text is not None else [base]:
         name, options = _split(entry)
         if name in pipelines.PIPELINES and options is None:
             found += pipelines.PIPELINES[name]
         elif name in known:
-            found.append(_made(known[name], options, entry))
+            found.append(_made(known[name], options, f"--pass-pipeline {entry.strip()}"))
         else:
             raise _unknown_pass(name, (*known, *pipelines.PIPELINES))
+    for entry in extra:
+        name, options = _split(entry)
+        if name not in known:
+            raise _unknown_pass(name, known, "--pass")
+        made = _made(known[name], options, f"--pass {entry.strip()}")
+        places = [place for place, other in enumerate(found) if other.name == name]
+        for place in places or [len(found)]:
+            found[place : place + 1] = [made]
+    check_order(found)
     return tuple(found)
 
 
-def _made(cls: type[Pass], options: str | None, entry: str) -> Pass:
-    where, name = f"--pass-pipeline {entry.strip()}", _split(entry)[0]
+def _made(cls: type[Pass], options: str | None, where: str) -> Pass:
+    from graphopt.ir.rewrite import pass_name
+
+    name = pass_name(cls)
     known = {field.name: field.default for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     try:
         call = ast.parse(f"f({options or ''})", mode="eval").body
@@ -107,6 +125,8 @@ def _made(cls: type[Pass], options: str | None, entry: str) -> Pass:
                 raise UsageError(f"pass '{name}' has no option '{key}'", where=where, hint=nearest(key, known))
             if isinstance(known[key], int | float) and not isinstance(value, int | float):
                 raise TypeError(f"{key} is a number, not {value!r}")
+            if type(known[key]) is int and isinstance(value, float) and value.is_integer():
+                given[key] = int(value)  # 1e8
         return cls(**given)
     except (SyntaxError, ValueError, TypeError) as error:
         hint = f"graphopt passes {name} lists its options"

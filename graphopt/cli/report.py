@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
 
 import typer
 
-from graphopt.cli._app import AsJson, Debug, out, phase
-from graphopt.cli.run import Arguments, Evict, Name, call_values
+from graphopt.cli._app import AsJson, Debug, out
+from graphopt.cli._request import (
+    PROMPT,
+    STEPS,
+    TARGET,
+    Arguments,
+    Dtype,
+    OnePass,
+    PassPipeline,
+    Pixels,
+    Prompt,
+    Request,
+    Steps,
+    TargetName,
+)  # fmt: skip
+from graphopt.cli.run import Evict, Name
 
 
 def report(
     pipeline: Name,
-    prompt: Annotated[str, typer.Option(help="The prompt of the sampling run.")] = "a red apple",
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps of the run.")] = 4,
-    height: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
+    prompt: Prompt = PROMPT,
+    steps: Steps = STEPS,
+    height: Pixels = None,
+    width: Pixels = None,
     arg: Arguments = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    target: Annotated[str, typer.Option(help="auto, eager, inductor, or a plug-in's.")] = "auto",
-    pass_pipeline: Annotated[str | None, typer.Option(help="Passes, such as exact or none.")] = None,
+    dtype: Dtype = None,
+    target: TargetName = TARGET,
+    pass_pipeline: PassPipeline = None,
+    one_pass: OnePass = None,
     evict: Evict = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -37,40 +51,22 @@ def report(
 
         graphopt report emoji-dit --json | jq '.modules[0].variants[0].passes'
     """
-    from graphopt.cli._load import call_arguments, check, load
-    from graphopt.cli._options import check_names, passes_named, target_named
-
-    values = call_values(arg)
-    check_names(target, pass_pipeline)
-    check(pipeline, dtype=dtype)
-    chosen, passes = target_named(target), passes_named(pass_pipeline)
-    pipe = load(pipeline, dtype=dtype)
-    takes_prompt = "prompt" in _parameters(pipe)
-    call = {"num_inference_steps": steps, "height": height, "width": width, **values}
-    if takes_prompt:
-        call.setdefault("prompt", prompt)
-    arguments = call_arguments(pipe, call)
-    import torch
-
+    request = Request(pipeline, prompt, steps, height=height, width=width, arg=tuple(arg or ()), dtype=dtype,
+                      target=target, pass_pipeline=pass_pipeline, passes=tuple(one_pass or ()))  # fmt: skip
+    session = request.open()
+    session.run(evict="file" if evict else None)
     import graphopt
 
-    graphopt.compile(pipe, target=chosen, pipeline=passes, evict="file" if evict else None)
-    with phase("compiling and sampling"), torch.no_grad():
-        pipe(**arguments, generator=torch.Generator().manual_seed(0))
-    found = graphopt.report(pipe)
+    found = graphopt.report(session.pipe)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return
+    from rich.text import Text
+
     from graphopt.cli._show import show_inputs, show_loops, show_modules, show_weights
 
-    out().rule(f"[bold]{pipeline}[/] ({type(pipe).__name__}, {steps} steps)", align="left")
+    out().rule(Text(session.title, style="bold"), align="left")
     show_loops(out(), found)
     show_modules(out(), found, full=True)
     show_weights(out(), found)
     show_inputs(out(), found)
-
-
-def _parameters(pipe: Any) -> Any:
-    import inspect
-
-    return inspect.signature(pipe.__call__).parameters

@@ -65,12 +65,22 @@ def dump(program: Program) -> str:
             if here != shown:
                 lines.append(f"    # {here[0] or '(model)'}  {here[1]}".rstrip())
             shown = here
-            lines.append(f"    {node.name} = {_call(node)}  # {_remarks(node)}")
-        elif node.op == "get_attr":
-            lines.append(f"    {node.name} = GRAPHS[{node.target!r}]")
-        elif node.op == "output":
-            lines.append(f"    return {_text(node.args[0])}")
+            lines.append(f"    {line(node)}  # {_remarks(node)}")
+        elif node.op != "placeholder":
+            lines.append(f"    {line(node)}")
     return "\n".join(lines) + "\n"
+
+
+def line(node: fx.Node) -> str:
+    """A node as a line of Python: ``linear = ops.aten.linear.default(x, w)``; a placeholder as its name."""
+    match node.op:
+        case "call_function":
+            return f"{node.name} = {_call(node)}"
+        case "get_attr":
+            return f"{node.name} = GRAPHS[{node.target!r}]"
+        case "output":
+            return f"return {_text(node.args[0])}"
+    return node.name
 
 
 def _remarks(node: fx.Node) -> str:

@@ -1,17 +1,16 @@
-"""Passes, and the driver that runs them: find → legal → rewrite, watched and rolled back when wrong.
+"""What a pass is, find → legal → rewrite, and what an `Observer` sees of passes at work.
 
-A pass is a frozen dataclass with three methods. The driver owns everything else: it copies the Program before a pass
-touches it, asks `legal` about each match, records refusals, runs until nothing is left to do, verifies the result, and
-tells one `Observer` about all of it. Passes never print, time or dump.
+A pass is a frozen dataclass with three methods. `graphopt.ir.driver` owns everything else: it copies the Program before
+a pass touches it, asks `legal` about each match, runs until nothing is left to do, has the result verified, and tells
+one `Observer` about all of it. Passes never print, time or dump.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -20,7 +19,7 @@ from torch import fx
 from graphopt.errors import GraphoptError, PassError
 from graphopt.ir.effects import has_effect
 from graphopt.ir.program import Program
-from graphopt.ir.verify import verify
+from graphopt.ir.stages import Part
 
 Accuracy: TypeAlias = Literal["bitwise", "rounding", "lossy"]
 
@@ -105,100 +104,49 @@ def spell(pass_: Pass) -> str:
 
 
 class Observer:
-    """The one hook through which timing, statistics, dumps and pictures see the compiler. All methods do nothing."""
+    """The one hook through which timing, verification, statistics, dumps, bisection and pictures see the compiler.
+
+    All methods do nothing; override those that matter. Programs are not changed once a pass has ended, and may be kept.
+    In order they are called: `program_begins`; for each pass `pass_begins`, then `allows`, `rewrites` and `rewritten`
+    for each legal match and `refuses` for each other one, then `checks`, then `pass_ends` or `pass_fails`;
+    `program_ends`; for each stage `build_begins`, then `build_ends` or `build_fails`. Where no pass gains from what was
+    assumed of a Program's inputs, it begins again without that, before it has ended.
+    """
+
+    def program_begins(self, program: Program) -> None:
+        """A captured Program is about to be optimised."""
+
+    def program_ends(self, program: Program, parts: Sequence[Part]) -> None:
+        """The passes are done, and the Program was split into stages."""
 
     def pass_begins(self, pass_: Pass, program: Program) -> None: ...
 
-    def pass_ends(self, pass_: Pass, before: Program, after: Program, fired: int) -> None: ...
+    def allows(self, pass_: Pass, match: Match) -> bool:
+        """Whether a legal match may be rewritten. One that is not allowed is left as it is."""
+        return True
 
-    def pass_fails(self, pass_: Pass, program: Program, error: PassError) -> None: ...
+    def rewrites(self, pass_: Pass, match: Match) -> None:
+        """A legal match is about to be rewritten."""
 
-    def rewrites(self, pass_: Pass, match: Match) -> None: ...
+    def rewritten(self, pass_: Pass, match: Match, program: Program) -> None:
+        """A match was rewritten. The Program is still at work: read it, do not keep it."""
 
     def refuses(self, pass_: Pass, refusal: Refusal) -> None: ...
 
+    def checks(self, pass_: Pass, before: Program, after: Program) -> None:
+        """What a pass that fired has made. Raise VerificationError to have it rolled back."""
 
-class Observers(Observer):
-    """Several observers as one."""
-
-    def __init__(self, observers: Iterable[Observer]) -> None:
-        self.observers = tuple(observers)
-
-    def pass_begins(self, pass_: Pass, program: Program) -> None:
-        for observer in self.observers:
-            observer.pass_begins(pass_, program)
-
-    def pass_ends(self, pass_: Pass, before: Program, after: Program, fired: int) -> None:
-        for observer in self.observers:
-            observer.pass_ends(pass_, before, after, fired)
+    def pass_ends(self, pass_: Pass, before: Program, after: Program, fired: int) -> None: ...
 
     def pass_fails(self, pass_: Pass, program: Program, error: PassError) -> None:
-        for observer in self.observers:
-            observer.pass_fails(pass_, program, error)
+        """The pass was rolled back; compilation goes on with `program`."""
 
-    def rewrites(self, pass_: Pass, match: Match) -> None:
-        for observer in self.observers:
-            observer.rewrites(pass_, match)
+    def build_begins(self, part: Part, target: str) -> None: ...
 
-    def refuses(self, pass_: Pass, refusal: Refusal) -> None:
-        for observer in self.observers:
-            observer.refuses(pass_, refusal)
+    def build_ends(self, part: Part, target: str) -> None: ...
 
-
-def check_order(pipeline: Sequence[Pass]) -> None:
-    """Raise PassError when a pass stands before the pass that ensures what it requires."""
-    for position, pass_ in enumerate(pipeline):
-        ensured = {name for earlier in pipeline[:position] for name in earlier.ensures}
-        for name in pass_.requires:
-            if name not in ensured:
-                later = [other.name for other in pipeline[position:] if name in other.ensures]
-                raise PassError(
-                    f"pass '{pass_.name}' requires '{name}', which no earlier pass ensures",
-                    where=" → ".join(other.name for other in pipeline),
-                    hint=f"move {later[0]} in front of {pass_.name}" if later else f"add a pass that ensures '{name}'",
-                )
-
-
-def run_pass(pass_: Pass, program: Program, observer: Observer | None = None, *, check: bool = True) -> Program:
-    """The Program after one pass; `program` itself is left as it is.
-
-    Raises PassError (or its subclass VerificationError) when the pass raises or its result is not a valid Program.
-    """
-    observer = observer or Observer()
-    observer.pass_begins(pass_, program)
-    after, fired, refused = program.copy(), 0, set[str]()
-    after.rule = pass_.name
-    try:
-        for _ in range(_MAX_SWEEPS):
-            before_sweep = fired
-            for match in _matches(pass_, after):
-                refusal = pass_.legal(after, match)
-                if refusal is None:
-                    observer.rewrites(pass_, match)
-                    pass_.rewrite(after, match)
-                    fired += 1
-                elif refusal.node.name not in refused:
-                    refused.add(refusal.node.name)
-                    observer.refuses(pass_, refusal)
-            if fired == before_sweep or not pass_.repeat:
-                break
-        if fired and check:
-            verify(program, after)
-    except GraphoptError as error:
-        failure = error if isinstance(error, PassError) else PassError(str(error), where=f"pass '{pass_.name}'")
-        observer.pass_fails(pass_, program, failure)
-        raise failure from error
-    except Exception as error:
-        failure = PassError(
-            f"pass '{pass_.name}' raised {type(error).__name__}: {error}",
-            where=f"program '{program.name}'",
-            hint="this is a bug in the pass; leave it out of the pipeline, or run with strict=True for the traceback",
-        )
-        observer.pass_fails(pass_, program, failure)
-        raise failure from error
-    after.rule = ""
-    observer.pass_ends(pass_, program, after, fired)
-    return after
+    def build_fails(self, part: Part, target: str, error: GraphoptError) -> None:
+        """The target could not build the stage, which the eager target builds next."""
 
 
 def erase_unread(program: Program, nodes: Iterable[fx.Node]) -> None:
@@ -207,28 +155,3 @@ def erase_unread(program: Program, nodes: Iterable[fx.Node]) -> None:
         if node.op == "call_function" and not (node.users or node._erased or has_effect(node)):
             program.graph.erase_node(node)
             erase_unread(program, below)
-
-
-_MAX_SWEEPS = 32
-
-
-def _matches(pass_: Pass, program: Program) -> Iterator[Match]:
-    for match in list(pass_.find(program)):
-        if match.alive:
-            yield match
-
-
-def run_pipeline(
-    pipeline: Sequence[Pass], program: Program, observer: Observer | None = None, *, strict: bool = False,
-    check: bool = True,
-) -> Program:  # fmt: skip
-    """Run passes in order. A pass that fails is rolled back with a warning; `strict` raises its error instead."""
-    check_order(pipeline)
-    for pass_ in pipeline:
-        try:
-            program = run_pass(pass_, program, observer, check=check)
-        except PassError as error:
-            if strict:
-                raise
-            warnings.warn(f"graphopt: pass '{pass_.name}' was rolled back: {error}", RuntimeWarning, stacklevel=2)
-    return program

@@ -15,8 +15,30 @@ from torch.utils._pytree import tree_map_only
 
 from graphopt.errors import VerificationError
 from graphopt.ir.program import Program, infer
+from graphopt.ir.rewrite import Observer, Pass
 from graphopt.ir.shapes import MEANING
 from graphopt.ir.stages import check_placements
+
+
+class Verification(Observer):
+    """Has a pass rolled back whose result `verify` does not accept.
+
+    Parameters
+    ----------
+    values : also run the Program before and after the pass on seeded inputs and compare by the accuracy that the pass
+        declares. This evaluates the whole Program three times for each pass that fires.
+    """
+
+    def __init__(self, *, values: bool = False) -> None:
+        self.values = values
+
+    def checks(self, pass_: Pass, before: Program, after: Program) -> None:
+        verify(before, after)
+        if self.values:
+            inputs = example_inputs(before)
+            exact = evaluate(before, inputs, double=True) if pass_.accuracy != "bitwise" else None
+            if wrong := compare(evaluate(before, inputs), evaluate(after, inputs), pass_.accuracy, exact):
+                raise VerificationError(f"not {pass_.accuracy}: {wrong}", where=f"after pass '{pass_.name}'")
 
 
 def verify(before: Program, after: Program) -> None:

@@ -30,10 +30,11 @@ from graphopt.capture.guards import call_state
 from graphopt.capture.loop import Position, Recording, active, default_generators, identity, record
 from graphopt.debug.statistics import PassRecord, Statistics
 from graphopt.errors import CaptureError, GraphoptError, VerificationError
+from graphopt.ir.driver import Observers, run_pipeline
 from graphopt.ir.effects import METADATA_CHECKS, has_effect
 from graphopt.ir.loop import LoopProgram, ModuleCall
 from graphopt.ir.program import Input, Program, infer, val
-from graphopt.ir.rewrite import Observers, Pass, run_pipeline
+from graphopt.ir.rewrite import Pass
 from graphopt.runtime.installed import disagreement
 
 aten = torch.ops.aten

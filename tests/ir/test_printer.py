@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from graphopt.errors import UsageError
+from graphopt.ir.driver import run_pass
 from graphopt.ir.printer import dump, parse
 from graphopt.ir.program import Program
-from graphopt.ir.rewrite import run_pass
 from graphopt.ir.verify import evaluate, example_inputs
 from graphopt.passes import FoldConstants, Hoist, Tabulate
 from graphopt.testing import sketch

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from graphopt.ir.program import Program
-from graphopt.ir.rewrite import run_pipeline
+from graphopt.ir.driver import run_pipeline
 from graphopt.ir.stages import STEP, stage_name, stages
 from graphopt.passes import ComposeLinears, FoldConstants
 from graphopt.pipelines import exact

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from graphopt.ir.rewrite import run_pipeline
+from graphopt.ir.driver import run_pipeline
 from graphopt.ir.stages import STEP
 from graphopt.passes import FoldScales
 from graphopt.pipelines import generated

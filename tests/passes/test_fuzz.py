@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from graphopt.ir.printer import dump, parse
 from graphopt.ir.program import Program
-from graphopt.ir.rewrite import Pass, run_pass
+from graphopt.ir.driver import run_pass
+from graphopt.ir.rewrite import Pass
 from graphopt.ir.stages import split
 from graphopt.ir.verify import compare, evaluate, example_inputs
 from graphopt.passes import PASSES

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from graphopt.capture.export import program_of
-from graphopt.ir.rewrite import run_pass
+from graphopt.ir.driver import run_pass
 from graphopt.passes import SimplifyViews
 from graphopt.testing import Recorder, check_pass, sketch, trace
 from tests.goldens import Golden

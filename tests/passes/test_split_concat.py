@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from graphopt.ir.program import shape
-from graphopt.ir.rewrite import run_pipeline
+from graphopt.ir.driver import run_pipeline
 from graphopt.ir.stages import REQUEST, STEP, placement
 from graphopt.passes import SplitConcat
 from graphopt.pipelines import generated

@@ -1,0 +1,135 @@
+"""The driver that runs passes, one after the other: watched, verified, and rolled back when wrong."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import networkx
+
+from graphopt.errors import GraphoptError, PassError
+from graphopt.ir.program import Program
+from graphopt.ir.rewrite import Match, Observer, Pass, spell
+from graphopt.ir.verify import Verification
+
+_MAX_SWEEPS = 32
+
+
+class Observers(Observer):
+    """Several observers as one, called in order."""
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self.observers = tuple(observers)
+
+    def allows(self, pass_: Pass, match: Match) -> bool:
+        answers = [observer.allows(pass_, match) for observer in self.observers]  # each of them is asked: some count
+        return all(answers)
+
+
+def _forwarded(name: str) -> Any:
+    def call(self: Observers, *args: Any) -> None:
+        for observer in self.observers:
+            getattr(observer, name)(*args)
+
+    return call
+
+
+for _name in vars(Observer):
+    if not _name.startswith("_") and _name not in vars(Observers):
+        setattr(Observers, _name, _forwarded(_name))
+
+
+def check_order(pipeline: Sequence[Pass]) -> None:
+    """Raise PassError when a pass stands before the pass that ensures what it requires, with an order that is legal."""
+    for position, pass_ in enumerate(pipeline):
+        ensured = {name for earlier in pipeline[:position] for name in earlier.ensures}
+        for name in pass_.requires:
+            if name not in ensured:
+                raise PassError(
+                    f"pass '{pass_.name}' requires '{name}', which no earlier pass ensures",
+                    where=" → ".join(other.name for other in pipeline),
+                    hint=_legal_order(pipeline) or f"add a pass that ensures '{name}' before {pass_.name}",
+                )
+
+
+def _legal_order(pipeline: Sequence[Pass]) -> str | None:
+    """The order nearest to the given one in which all requirements are met; None where passes are missing."""
+    order = networkx.DiGraph()
+    order.add_nodes_from(range(len(pipeline)))
+    for position, pass_ in enumerate(pipeline):
+        for name in pass_.requires:
+            sources = [other for other, entry in enumerate(pipeline) if name in entry.ensures and other != position]
+            if not sources:
+                return None
+            order.add_edge(sources[0], position)
+    if not networkx.is_directed_acyclic_graph(order):
+        return None
+    legal = networkx.lexicographical_topological_sort(order)
+    return "this order is legal: " + " → ".join(spell(pipeline[position]) for position in legal)
+
+
+def run_pass(pass_: Pass, program: Program, observer: Observer | None = None, *, check: bool = True) -> Program:
+    """The Program after one pass; `program` itself is left as it is.
+
+    Raises PassError (or its subclass VerificationError) when the pass raises or its result is not a valid Program.
+    """
+    observer = Observers((*([Verification()] if check else []), *([observer] if observer else [])))
+    observer.pass_begins(pass_, program)
+    after, fired, refused = program.copy(), 0, set[str]()
+    after.rule = pass_.name
+    try:
+        for _ in range(_MAX_SWEEPS):
+            before_sweep = fired
+            for match in _matches(pass_, after):
+                refusal = pass_.legal(after, match)
+                if refusal is None:
+                    if observer.allows(pass_, match):
+                        observer.rewrites(pass_, match)
+                        pass_.rewrite(after, match)
+                        observer.rewritten(pass_, match, after)
+                        fired += 1
+                elif refusal.node.name not in refused:
+                    refused.add(refusal.node.name)
+                    observer.refuses(pass_, refusal)
+            if fired == before_sweep or not pass_.repeat:
+                break
+        if fired:
+            observer.checks(pass_, program, after)
+    except GraphoptError as error:
+        failure = error if isinstance(error, PassError) else PassError(str(error), where=f"pass '{pass_.name}'")
+        observer.pass_fails(pass_, program, failure)
+        raise failure from error
+    except Exception as error:
+        failure = PassError(
+            f"pass '{pass_.name}' raised {type(error).__name__}: {error}",
+            where=f"program '{program.name}'",
+            hint="this is a bug in the pass; leave it out of the pipeline, or run with strict=True for the traceback",
+        )
+        observer.pass_fails(pass_, program, failure)
+        raise failure from error
+    after.rule = ""
+    observer.pass_ends(pass_, program, after, fired)
+    return after
+
+
+def _matches(pass_: Pass, program: Program) -> Iterator[Match]:
+    for match in list(pass_.find(program)):
+        if match.alive:
+            yield match
+
+
+def run_pipeline(
+    pipeline: Sequence[Pass], program: Program, observer: Observer | None = None, *, strict: bool = False,
+    check: bool = True,
+) -> Program:  # fmt: skip
+    """Run passes in order. A pass that fails is rolled back with a warning; `strict` raises its error instead."""
+    check_order(pipeline)
+    for pass_ in pipeline:
+        try:
+            program = run_pass(pass_, program, observer, check=check)
+        except PassError as error:
+            if strict:
+                raise
+            warnings.warn(f"graphopt: pass '{pass_.name}' was rolled back: {error}", RuntimeWarning, stacklevel=2)
+    return program
