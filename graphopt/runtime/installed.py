@@ -212,8 +212,12 @@ class Variant:
     def serves(self, signature: Any) -> bool:
         if self.signature != signature or self.refuted:
             return False
-        # What is left to the module is right whatever has become of the module.
-        return self.lost or (self.guard.holds() and self.weights.fit())
+        if self.lost:
+            return True  # what is left to the module is right whatever has become of the module
+        if not self.guard.holds():
+            self.weights.let_go()
+            return False
+        return self.weights.fit(self.guard.generation)
 
     @property
     def lost(self) -> bool:
@@ -230,7 +234,7 @@ class Variant:
             return self._run(call)
 
     def _run(self, call: Call) -> Any:
-        weights = self.weights.read()
+        weights = self.weights.read(self.guard.generation)
         values = [*weights, *self.built.boundary.take(call.tensors)]
         if len(self._plans) > 1:
             tensors, trajectories = call.tensors, self.trajectories
@@ -270,7 +274,7 @@ class Variant:
 
     @staticmethod
     def _kept(
-        memo: Memo, key: Key, kernel: Kernel, arguments: tuple[Any, ...], weights: list[Any], tensors: list[Any]
+        memo: Memo, key: Key, kernel: Kernel, arguments: tuple[Any, ...], weights: Sequence[Any], tensors: list[Any]
     ) -> tuple[Any, ...]:
         """What a stage gives: kept, or computed now and kept."""
         watched = torch._C._len_torch_dispatch_stack() > 0  # a dispatch mode may change what operators do
@@ -312,6 +316,7 @@ class Installed:
         self.before = module.__dict__.get("_compiled_call_impl")  # what `graphopt.restore` brings back
         self._builder, self.takers = builder, takers
         self.variants: list[Variant] = []
+        self._last: Variant | None = None
         self.failures: dict[Any, tuple[ModuleGuard, str]] = {}
         self.asides: Counter[str] = Counter()
         self.calls = 0
@@ -420,12 +425,20 @@ class Installed:
             for variant in self.variants:
                 if variant.serves((calls[-1].signature, state)):
                     if variant.built.boundary.fits(calls[-1].tensors):
-                        variant.used = self.calls
+                        self._serves_now(variant)
                         return variant, calls[-1]
                     variant.unequal += 1
             if calls[0].numbers == 0:
                 break  # all takers take such a call alike
         return self._capture(calls, state)
+
+    def _serves_now(self, variant: Variant) -> None:
+        """Note which variant serves; others keep no weights alive that the module may have exchanged since."""
+        variant.used = self.calls
+        if self._last is not variant:
+            if self._last is not None:
+                self._last.weights.let_go()
+            self._last = variant
 
     def _capture(self, calls: list[Call], state: Any) -> tuple[Variant, Call] | str:
         with self._lock:

@@ -48,17 +48,32 @@ class Weights:
             owner, _, leaf = entry.path.rpartition(".")
             part = module.get_submodule(owner)
             self._slots.append((part._parameters if leaf in part._parameters else part._buffers, leaf))
+        self._known: tuple[object, tuple[Any, ...]] | None = None
         self._kinds = _kinds(self.read())
         self._compared = _comparer(self.read())
 
-    def read(self) -> list[Any]:
-        """The tensors as they are now, in order."""
-        return [table[key] for table, key in self._slots]
+    def read(self, generation: object = None) -> tuple[Any, ...]:
+        """The tensors as they are now, in order.
 
-    def fit(self) -> bool:
+        With a `generation` (`ModuleGuard.generation`) those that were read in it before: no table was written since.
+        Raises KeyError where a weight is gone.
+        """
+        known = self._known  # once: other threads read as well
+        if known is not None and known[0] is generation:
+            return known[1]
+        tensors = tuple([table[key] for table, key in self._slots])
+        if generation is not None:
+            self._known = generation, tensors
+        return tensors
+
+    def let_go(self) -> None:
+        """Keep no weight alive that the module no longer has."""
+        self._known = None
+
+    def fit(self, generation: object = None) -> bool:
         """Whether the weights still have the shapes, strides, dtypes and devices they were captured with."""
         try:
-            tensors = self.read()
+            tensors = self.read(generation)
             if self._compared is not None and self._compared(*tensors):
                 return True
             if _kinds(tensors) != self._kinds:
@@ -154,9 +169,12 @@ class Epoch:
             self._contents = None  # a digest that is interrupted must not leave the old one behind
             watch = Watch(weights)
             self._versions = Weights.versions(weights)
-            self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in weights]
             read = [weight for k, weight in enumerate(weights) if k not in watch.digests]
-            heads = [_head(weight) for weight in read if weight.device.type == "cpu"]
+            heads = [_head(weight) for weight in read if weight.device.type == "cpu"]  # they hold the memory they show
+            elsewhere = [
+                weight for k, weight in enumerate(weights) if weight.device.type != "cpu" or k in watch.digests
+            ]
+            self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in elsewhere]
             self._head = b"".join(heads)
             self._heads, self._watch = heads, watch
             self._contents = Weights.contents(weights, watch.digests)
