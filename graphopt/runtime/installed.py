@@ -379,7 +379,7 @@ class Installed:
 
         None where the call cannot be held back.
         """
-        state, versions = call_state(), Weights.versions(variant.weights.read())
+        state, versions = call_state(), Weights.versions(variant.weights.read(variant.guard.generation))
         if versions is None:
             return None  # nobody could tell whether they were written to
 
@@ -388,8 +388,10 @@ class Installed:
                 return self._call(*self.takers[0].rebuild(leaves, call.spec), hold=False)
 
         def same() -> bool:
-            now = Weights.versions(variant.weights.read())
-            if now is None or not variant.guard.holds() or call_state() != state:
+            if not variant.guard.holds() or call_state() != state:
+                return False
+            now = Weights.versions(variant.weights.read(variant.guard.generation))
+            if now is None:
                 return False
             return now == versions or (now[1] == versions[1] and all(map(evict.moved, versions[0], now[0])))
 

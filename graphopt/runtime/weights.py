@@ -169,11 +169,9 @@ class Epoch:
             self._contents = None  # a digest that is interrupted must not leave the old one behind
             watch = Watch(weights)
             self._versions = Weights.versions(weights)
-            read = [weight for k, weight in enumerate(weights) if k not in watch.digests]
-            heads = [_head(weight) for weight in read if weight.device.type == "cpu"]  # they hold the memory they show
-            elsewhere = [
-                weight for k, weight in enumerate(weights) if weight.device.type != "cpu" or k in watch.digests
-            ]
+            shown = [k for k, w in enumerate(weights) if w.device.type == "cpu" and k not in watch.digests]
+            heads = [_head(weights[k]) for k in shown]  # they hold the memory that they show
+            elsewhere = (weights[k] for k in set(range(len(weights))).difference(shown))
             self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in elsewhere]
             self._head = b"".join(heads)
             self._heads, self._watch = heads, watch
