@@ -397,9 +397,9 @@ def call_state() -> tuple[Any, ...]:
     """Global state that decides what a forward computes or which kernels torch picks."""
     functional = torch.nn.functional
     return (
-        torch.get_float32_matmul_precision(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.mkldnn.enabled,
+        torch._C._get_float32_matmul_precision(),
+        torch._C._get_deterministic_algorithms(),
+        torch._C._get_mkldnn_enabled(),
         torch.get_default_dtype(),
         torch._C._len_torch_function_stack() and str(torch.get_default_device()),
         functional.scaled_dot_product_attention,  # attention libraries replace it

@@ -45,6 +45,8 @@ _WATCHES = 4  # runs that are watched for relations between their calls
 _PATIENCE = 2  # changes of a part that was thought to stay the same
 _capturing = threading.local()
 
+Pick = Callable[[list[Any]], tuple[Any, ...]]  # a stage's arguments, from all values that are known
+
 
 @dataclass
 class Built:
@@ -134,6 +136,7 @@ class Variant:
         }
         self._plans = self._gather()
         self._constants = self._constant_inputs()
+        self._flat = _gives_a_tuple(program)
         self.tried: set[Relation] = set()  # relations that it was built with, or could not gain from
         self._watches = _WATCHES if installed.exploits else 0
         self._local = threading.local()
@@ -152,7 +155,7 @@ class Variant:
             if entry.role == "condition" and self.arguments[taken[k].argument].role == "state"
         ]
 
-    def _gather(self) -> list[tuple[Callable[[list[Any]], tuple[Any, ...]], list[int]]]:
+    def _gather(self) -> list[tuple[Pick, list[int]]]:
         """For each part, how to pick its arguments from the values known so far, and which arguments key its memo."""
         where = {entry.name: position for position, entry in enumerate(self.inputs)}
         needs = {entry.name: {entry.name} if entry.role != "weight" else set() for entry in self.inputs}
@@ -249,13 +252,12 @@ class Variant:
                         keys[position] = key_part(values[position])
                 held = tuple(place for k in keyed if (place := keys[k][1]) is not None)
                 key = Key((epoch, *(keys[k][0] for k in keyed)), held)
-                values.extend(self._kept(memo, key, kernel, pick(values), weights, tensors))
+                values.extend(self._kept(memo, key, kernel, pick, values, weights, tensors))
             if self._constants:
                 self._doubt([keys[k][0] for k in self._constants if k in keys])
         with torch.no_grad():
             results = self.built.kernels[-1](*self._plans[-1][0](values))
-        spec = self.built.program.out_spec
-        return tuple(results) if spec is None else tree_unflatten(list(results), spec)
+        return tuple(results) if self._flat else tree_unflatten(list(results), self.built.program.out_spec)
 
     def _doubt(self, keys: list[Any]) -> None:
         """Give up on parts that were thought to stay the same and change in the middle of a run."""
@@ -274,7 +276,7 @@ class Variant:
 
     @staticmethod
     def _kept(
-        memo: Memo, key: Key, kernel: Kernel, arguments: tuple[Any, ...], weights: Sequence[Any], tensors: list[Any]
+        memo: Memo, key: Key, kernel: Kernel, pick: Pick, values: list[Any], weights: Sequence[Any], tensors: list[Any]
     ) -> tuple[Any, ...]:
         """What a stage gives: kept, or computed now and kept."""
         watched = torch._C._len_torch_dispatch_stack() > 0  # a dispatch mode may change what operators do
@@ -282,16 +284,25 @@ class Variant:
         if known is None:
             # Kept values must be usable in later calls, which may not be in inference mode.
             with torch.inference_mode(False), torch.no_grad():
-                known = private(kernel(*arguments), tensors)
+                known = private(kernel(*pick(values)), tensors)
             if not watched:
                 memo.put(key, known, weights)
         return known
 
 
-def _picker(positions: list[int]) -> Callable[[list[Any]], tuple[Any, ...]]:
+def _picker(positions: list[int]) -> Pick:
     if len(positions) == 1:
         return lambda values: (values[positions[0]],)
     return itemgetter(*positions) if positions else lambda values: ()
+
+
+def _gives_a_tuple(program: Program) -> bool:
+    """Whether the results as they come are what the module returns."""
+    if program.out_spec is None:
+        return True
+    numbers = list(range(program.out_spec.num_leaves))
+    built = tree_unflatten(numbers, program.out_spec)
+    return type(built) is tuple and built == tuple(numbers)
 
 
 class Installed:
