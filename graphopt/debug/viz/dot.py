@@ -34,14 +34,14 @@ from graphopt.debug.viz.fold import (
 )  # fmt: skip
 from graphopt.debug.viz.palette import COLOURS, scaled, tint
 from graphopt.errors import UsageError, nearest
-from graphopt.ir.cost import StageCost, stage_costs
+from graphopt.ir.cost import StageCost, nbytes, stage_costs
 from graphopt.ir.printer import describe
-from graphopt.ir.program import Program
+from graphopt.ir.program import Program, val
 
 Format: TypeAlias = Literal["dot", "svg", "png"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
-_FLOWING = 40  # boxes up to which a picture flows from top to bottom
+_FLOWING = 24  # boxes up to which a picture flows from top to bottom
 _INK, _PALE = "#222222", "#8a8a8a"
 _MARKS = {"removed": "−", "added": "+", "moved": "→", "changed": "~"}
 
@@ -145,11 +145,12 @@ class _Side:
 
 
 def _counted(changes: list[Change], sides: list[_Side]) -> str:
-    """``→ 44 moved, 43 of them views``: what is part of an edge has no box that could be marked."""
-    plumbing = {node.name for side in sides for node in side.program.calls() if is_plumbing(node)}
+    """``→ 44 moved (43 of them views)``: what is part of an edge has no box that could be marked."""
+    kind = changes[0].kind
+    plumbing = {node.name for node in sides[kind == "added"].program.calls() if is_plumbing(node)}
     views = sum(change.node in plumbing for change in changes)
     some = f" ({views} of them views)" if 0 < views < len(changes) else " (all of them views)" if views else ""
-    return f"{_MARKS[changes[0].kind]} {len(changes)} {changes[0].kind}{some}"
+    return f"{_MARKS[kind]} {len(changes)} {kind}{some}"
 
 
 def _state(snapshot: Snapshot) -> str:
@@ -170,7 +171,8 @@ def _document(sides: list[_Side], title: str) -> str:
         f'  edge [fontname="Helvetica,Arial,sans-serif" fontsize=9 fontcolor="{_PALE}" color="#555555" arrowsize=0.6]',
         f"  label=<{_heading(title, sides)}>",
     ]
-    for number, side in enumerate(sides):
+    # From left to right, Graphviz puts what comes first at the bottom.
+    for number, side in list(enumerate(sides))[:: 1 if flows else -1]:
         drawn = _Drawn(side, f"{number}." if len(sides) > 1 else "", flows)
         body = [*drawn.flowing()] if flows else [*drawn.in_columns()]
         if side.title:
@@ -210,6 +212,9 @@ def _bytes(cost: StageCost) -> str:
 
 
 def _both(text: Any, stage: str, costs: list[dict[str, StageCost]]) -> str:
+    """A figure of a stage on all sides; nothing where it is empty (a stage may have inputs alone)."""
+    if not any(cost[stage].nodes for cost in costs):
+        return ""
     return " → ".join(dict.fromkeys(text(cost[stage]) for cost in costs))
 
 
@@ -306,10 +311,12 @@ class _Drawn:
         stages = by_stage(self.side.program, box.nodes)
         colour = COLOURS[next(iter(stages))] if len(stages) == 1 else _PALE
         fill = tint(colour) if len(stages) == 1 else "#f4f4f4"
-        style = "rounded,dashed" if box.kind == "stage" or kinds == {"removed"} else "rounded"
+        gone = _is_one(box) and "removed" in kinds
+        border = 3 if kinds - {"changed"} and not gone else 1
+        style = "rounded,dashed" if box.kind == "stage" or gone else "rounded"
         return (
-            f'<table border="{3 if kinds & {"added", "moved"} else 1}" cellborder="0" cellspacing="0" cellpadding="2" '
-            f'color="{colour}" bgcolor="{fill}" style="{style}">{"".join(rows)}</table>'
+            f'<table border="{border}" cellborder="0" cellspacing="0" cellpadding="2" color="{colour}" '
+            f'bgcolor="{fill}" style="{style}">{"".join(rows)}</table>'
         )
 
     def _title(self, box: Box, level: int) -> str:
@@ -323,7 +330,8 @@ class _Drawn:
     def _stages(self, box: Box) -> list[str]:
         """A row per stage that computes part of a submodule; or what is taken from another stage, in one row."""
         if box.kind == "stage":
-            return [_small(f"{len(box.nodes)} values")]
+            size = scaled(sum(nbytes(val(node)) for node in box.nodes), "B")
+            return [_small(f"{len(box.nodes)} value{'s' * (len(box.nodes) != 1)}, {size}")]
         rows = []
         for name, nodes in (stages := by_stage(self.side.program, box.nodes)).items():
             text = f"{len(nodes)} op{'s' * (len(nodes) != 1)}, {scaled(cost_of(nodes).flops, 'FLOP')}"
