@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,8 +74,12 @@ def profile(
     """
     request = Request(pipeline, prompt, steps, seed, height, width, tuple(arg or ()), dtype,
                       target if target != "auto" else "eager", pass_pipeline, tuple(one_pass or ()))  # fmt: skip
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
     session = request.open()
-    session.run()
+    session.compile()
+    _check_module(session, module)
+    with phase("compiling and sampling"):
+        session.sample()
     name, others, stages = _recorded(session, module)
     from graphopt.debug.machine import measure_machine
     from graphopt.debug.profile import main_dtype, measure
@@ -87,6 +92,8 @@ def profile(
         typer.echo(json.dumps({"pipeline": pipeline, "repeats": repeats, **found.to_dict()}, indent=2))
     else:
         _show(session.title, found, repeats, top)
+        if load > 0.5:
+            note(f"other programs kept this machine busy (load {load:.1f} per processor): times are unsteady")
         if others and module is None:
             note(f"--module takes the others, too: {', '.join(others)}")
 
@@ -149,6 +156,14 @@ def _submodule(node: NodeTime) -> str:
 # -- recording ---------------------------------------------------------------------------------------------------------
 
 
+def _check_module(session: Session, module: str | None) -> None:
+    from graphopt.compile import compiled_calls
+
+    known = [entry.name for entry in compiled_calls(session.pipe)]
+    if module is not None and module not in known:
+        raise UsageError(f"there is no compiled module '{module}'", where="--module", hint=nearest(module, known))
+
+
 def _recorded(session: Session, module: str | None) -> tuple[str, list[str], list[Recorded]]:
     """A module's name, those of the others that ran, and the stages of the variant that ran most in a second run."""
     from contextlib import ExitStack
@@ -157,10 +172,7 @@ def _recorded(session: Session, module: str | None) -> tuple[str, list[str], lis
     from graphopt.debug.profile import recording
 
     calls = compiled_calls(session.pipe)
-    known = [entry.name for entry in calls]
-    if module is not None and module not in known:
-        raise UsageError(f"there is no compiled module '{module}'", where="--module", hint=nearest(module, known))
-    found: dict[str, list[list[Recorded]]] = {name: [] for name in known}
+    found: dict[str, list[list[Recorded]]] = {entry.name: [] for entry in calls}
     with ExitStack() as stack, phase("sampling again, recorded"):
         for entry in calls:
             for variant in entry.variants:
@@ -169,7 +181,7 @@ def _recorded(session: Session, module: str | None) -> tuple[str, list[str], lis
                 found[entry.name].append(stack.enter_context(recording(built.parts, built.kernels, built.targets)))
         session.sample()
     ran = {name: max(some, key=_steps) for name, some in found.items() if any(map(_steps, some))}
-    name = module or next(iter(ran), known[0])
+    name = module or next(iter(ran), calls[0].name)
     if name not in ran:
         raise _not_compiled(next(entry for entry in calls if entry.name == name))
     return name, [other for other in ran if other != name], ran[name]

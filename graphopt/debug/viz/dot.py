@@ -76,7 +76,7 @@ def draw(text: str, format: str, dpi: int = 96) -> bytes:
         what = f"{format} needs the Python package graphviz"
         raise UsageError(what, where="format", hint=f"pip install 'graphopt[viz]', {hint}") from None
     if format == "png":
-        text = text.replace("digraph {", f"digraph {{\n  dpi={dpi}", 1)
+        text = text.replace("digraph graphopt {", f"digraph {{\n  dpi={dpi}", 1)
     try:
         drawn: bytes = graphviz.Source(text).pipe(format=format)
     except graphviz.ExecutableNotFound:
@@ -163,7 +163,7 @@ def _state(snapshot: Snapshot) -> str:
 def _document(sides: list[_Side], title: str) -> str:
     flows = all(len(side.picture.boxes) <= _FLOWING for side in sides)
     lines = [
-        "digraph {",
+        "digraph graphopt {",
         '  graph [fontname="Helvetica,Arial,sans-serif" fontsize=14 labelloc=t labeljust=l rankdir='
         + ("TB " if flows else "LR ")
         + f"nodesep=0.12 ranksep={0.3 if flows else 0.4} bgcolor=white pad=0.2 tooltip={_quoted(title)}]",
