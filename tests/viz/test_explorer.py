@@ -119,4 +119,4 @@ def test_where_it_is_not_installed_it_says_how_to(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="not installed") as caught:
         open_explorer(path)
-    assert "pip install ai-edge-model-explorer" in caught.value.hint
+    assert "graphopt[explorer]" in caught.value.hint and "ai-edge-model-explorer" in caught.value.hint

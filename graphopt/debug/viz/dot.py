@@ -76,7 +76,7 @@ def draw(text: str, format: str, dpi: int = 96) -> bytes:
         what = f"{format} needs the Python package graphviz"
         raise UsageError(what, where="format", hint=f"pip install 'graphopt[viz]', {hint}") from None
     if format == "png":
-        text = text.replace("digraph graphopt {", f"digraph {{\n  dpi={dpi}", 1)
+        text = text.replace("digraph graphopt {", f"digraph graphopt {{\n  dpi={dpi}", 1)
     try:
         drawn: bytes = graphviz.Source(text).pipe(format=format)
     except graphviz.ExecutableNotFound:

@@ -100,7 +100,7 @@ def open_explorer(path: Path, overlays: Sequence[Path] = ()) -> None:
         if not file.is_file():
             raise UsageError("there is no such file", where=str(file))
     if importlib.util.find_spec("model_explorer") is None:
-        hint = f"pip install ai-edge-model-explorer, then model-explorer {path}"
+        hint = f"pip install 'graphopt[explorer]' (ai-edge-model-explorer), then model-explorer {path}"
         raise UsageError("Model Explorer is not installed", where="--open-explorer", hint=hint)
     explorer = importlib.import_module("model_explorer")
     shown = explorer.config().add_model_from_path(str(path))
