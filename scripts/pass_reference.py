@@ -79,7 +79,7 @@ def section(cls: type[Pass], measured: dict[str, Any], notes: Path) -> Iterator[
     if reasons := refusals(cls):
         yield from ("**Holds back because**", "", *(f"- {reason}" for reason in reasons), "")
     if places := list(_places(cls)):
-        yield from ("**Place**: " + "; ".join(places) + ".", "")
+        yield from (*textwrap.wrap(f"**Place**: {'; '.join(places)}.", 120, break_on_hyphens=False), "")
     yield from ("```python", *parts["example"].splitlines(), "```", "")
     yield from _savings(name, measured)
     yield ""
