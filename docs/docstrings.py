@@ -14,9 +14,9 @@ _SECTIONS = {"Parameters": "Args", "Attributes": "Attributes", "Returns": "Retur
 
 
 def in_googles_style(text: str) -> str:
-    """A docstring with its sections rewritten.
+    r"""A docstring with its sections rewritten.
 
-    >>> print(in_googles_style("Adds.\\n\\nParameters\\n----------\\nx, y : what to\\n    add.\\n\\nSlow."))
+    >>> print(in_googles_style("Adds.\n\nParameters\n----------\nx, y : what to\n    add.\n\nSlow."))
     Adds.
     <BLANKLINE>
     Args:

@@ -4,9 +4,10 @@
     python scripts/pass_reference.py --check     exit with status 1 where it is not up to date
     python scripts/pass_reference.py --measure   count anew what each pass saves, then write it (three minutes)
 
-Equation, where, because and example are the docstring's, options the dataclass's; reasons for holding back are read from
-the source, and reasons for a pass's place from graphopt/pipelines.py. What a pass saved is in docs/measured/passes.json
-(`benchmarks.redundancy`: counted, not timed). Whatever else there is to say of a pass stands in docs/pass_notes/.
+Equation, where, because and example are the docstring's, options the dataclass's; reasons for holding back are read
+from the source, and reasons for a pass's place from graphopt/pipelines.py. What a pass saved is in
+docs/measured/passes.json (`benchmarks.redundancy`: counted, not timed). Whatever else there is to say of a pass
+stands in docs/pass_notes/.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a file, it takes graphopt and benchmarks from this checkout
 
 from graphopt import pipelines  # noqa: E402
-from graphopt.passes import PASSES  # noqa: E402
 from graphopt.ir.rewrite import Pass, pass_name  # noqa: E402
+from graphopt.passes import PASSES  # noqa: E402
 
 PAGE, NOTES, MEASURED = ROOT / "docs/passes.md", ROOT / "docs/pass_notes", ROOT / "docs/measured/passes.json"
 BUNDLED = ("emoji-unet", "emoji-dit")
@@ -39,15 +40,15 @@ HEAD = """\
 
 # Passes
 
-One section per pass, in alphabetical order. A pass is one file of `graphopt/passes/`; its docstring holds the equation as
-a doctest, its fields are the options that the command line spells `hoist{max_bytes=1000000}`. *Bitwise* passes change no
-bit of any result; *rounding* ones reorder sums. Where a pass does not fire, it says why; `…` in these reasons stands for
-what differs from place to place. [Writing a pass](writing_a_pass.md) builds one.
+One section per pass, in alphabetical order. A pass is one file of `graphopt/passes/`; its docstring holds the equation
+as a doctest, its fields are the options that the command line spells `hoist{max_bytes=1000000}`. *Bitwise* passes
+change no bit of any result; *rounding* ones reorder sums. Where a pass does not fire, it says why; `…` in these reasons stands
+for what differs from place to place. [Writing a pass](writing_a_pass.md) builds one.
 
-What a pass saved is counted, not timed (`python scripts/pass_reference.py --measure`): FLOPs and bytes moved of one call
-of the denoiser, in the order of the pipeline `exact`, as shares of the call as captured. Work that is *placed* elsewhere
-(once per set of weights, request or timestep) counts as saved. Zeros are shown for the pipelines that ship with graphopt;
-other models, whose architecture is the namesake's at a smaller width, are listed where the pass fired.
+What a pass saved is counted, not timed (`python scripts/pass_reference.py --measure`): FLOPs and bytes moved of one
+call of the denoiser, in the order of the pipeline `exact`, as shares of the call as captured. Work that is *placed*
+elsewhere (once per set of weights, request or timestep) counts as saved. Zeros are shown for the pipelines that ship
+with graphopt; other models, whose architecture is the namesake's at a smaller width, are listed where the pass fired.
 """
 
 
@@ -70,7 +71,8 @@ def section(cls: type[Pass], measured: dict[str, Any], notes: Path) -> Iterator[
             yield from (*textwrap.wrap(f"**{key.capitalize()}**: {parts[key]}", 120, break_on_hyphens=False), "")
     extra = notes / f"{name}.md"
     if extra.exists():
-        yield from (extra.read_text(encoding="utf-8").strip(), "")
+        text = extra.read_text(encoding="utf-8").strip()
+        yield from (text.replace("](../passes.md#", "](#").replace("](../", "]("), "")
     if cls.exploits:
         names = ", ".join(f"`{kind.__name__}`" for kind in cls.exploits)
         yield from (f"**Relations it exploits**: {names} ([the loop](loop.md#relations)).", "")
@@ -133,7 +135,9 @@ def refusals(cls: type[Pass]) -> list[str]:
     found = dict.fromkeys(_reasons(tree))
     for statement in tree.body:
         if isinstance(statement, ast.ImportFrom) and statement.level:
-            module = importlib.import_module("." * statement.level + (statement.module or ""), cls.__module__.rpartition(".")[0])
+            module = importlib.import_module(
+                "." * statement.level + (statement.module or ""), cls.__module__.rpartition(".")[0]
+            )
             for alias in statement.names:
                 if inspect.isfunction(helper := getattr(module, alias.name)):
                     source = ast.parse(textwrap.dedent(inspect.getsource(helper)))

@@ -3,8 +3,8 @@
     python scripts/site_source.py && mkdocs build --strict        (scripts/site.sh does both)
 
 The Markdown files that git tracks keep their places, so that links between them lead where they do in the repository.
-Pictures and sources that they link to are copied beside them; links to folders, which a site has no page for, become text.
-The pages of the public interface are written here, from the names below.
+Pictures and sources that they link to are copied beside them; links to folders, for which a site has no page, become
+text. The pages of the public interface are written here, from the names below.
 """
 
 from __future__ import annotations

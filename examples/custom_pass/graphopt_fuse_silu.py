@@ -1,8 +1,8 @@
 """``x * sigmoid(x)  →  silu(x)``.
 
 where: nobody else reads the sigmoid, and x is floating-point.
-because: the product reads both factors again and writes a second result; the function computes both in registers. Models
-    that were written before torch had silu spell it so.
+because: the product reads both factors again and writes a second result; the function computes both in registers.
+    Models that were written before torch had silu spell it so.
 
 >>> from graphopt.testing import sketch
 >>> before = sketch('''

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graphopt_fuse_silu import FuseSilu
 
 from graphopt import plugins
 from graphopt.testing import check_pass, sketch, trace
+from graphopt_fuse_silu import FuseSilu
 
 
 def swish(product: str = "mul.Tensor(x, sigmoid)", returned: str = "mul") -> str:

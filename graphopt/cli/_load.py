@@ -127,11 +127,12 @@ def imported(name: str) -> Any:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
     try:
         found: Any = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:
         raise UsageError(
-            f"module '{module_name}' cannot be imported: {error}",
+            f"module '{module_name}' cannot be imported: "
+            + (str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"),
             where=name,
-            hint=f"module:{attribute} is looked for in the current folder and among installed packages",
+            hint="it is looked for in the current folder and among installed packages",
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -45,9 +45,9 @@ def verify(before: Program, after: Program) -> None:
     """Raise VerificationError unless `after` is well formed and has the boundary of `before`.
 
     Checked: graph lint; the same inputs in the same order with the same roles (constants may be added); the same number
-    of results with the same shapes, dtypes and strides; for every node that the last pass made or changed, or that reads
-    other nodes than before, that the recorded shape, dtype and strides are what the operation really gives; placements
-    that respect dependence.
+    of results with the same shapes, dtypes and strides; for every node that the last pass made or changed, or that
+    reads other nodes than before, that the recorded shape, dtype and strides are what the operation really gives;
+    placements that respect dependence.
     """
     try:
         after.graph.lint()

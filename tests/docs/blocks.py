@@ -1,9 +1,9 @@
 """The code blocks of a Markdown page, run in order in one namespace and one folder.
 
-Blocks of ``python`` are executed, those that begin with ``>>>`` as doctests. A block whose first line is ``# file: NAME``
-is written to that file instead, or must be what the repository's file of that name holds; one that begins with
-``# in: NAME`` must be a part of such a file. In blocks of ``console``, each line that begins with ``$`` is a command, and the lines
-below are what it prints (standard output and errors; ``...`` stands for anything).
+Blocks of ``python`` are executed, those that begin with ``>>>`` as doctests. A block whose first line is
+``# file: NAME`` is written to that file instead, or must be what the repository's file of that name holds; one that
+begins with ``# in: NAME`` must be a part of such a file. In blocks of ``console``, each line that begins with ``$`` is
+a command, and the lines below are what it prints on standard output (``...`` stands for anything).
 """
 
 from __future__ import annotations

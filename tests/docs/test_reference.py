@@ -27,7 +27,14 @@ def test_all_notes_are_of_a_pass() -> None:
 @pytest.mark.parametrize("cls", PASSES)
 def test_a_section_says_all_there_is(cls: type[Pass]) -> None:
     text = "\n".join(section(cls, MEASURES, NOTES))
-    for part in ("→", f"**Accuracy**: {cls.accuracy}.", "**Where**: ", "**Because**: ", "**Place**: ", ">>> print(before."):
+    for part in (
+        "→",
+        f"**Accuracy**: {cls.accuracy}.",
+        "**Where**: ",
+        "**Because**: ",
+        "**Place**: ",
+        ">>> print(before.",
+    ):
         assert part in text, part
     for option in fields(cls):  # type: ignore[arg-type]
         row = next(line for line in text.splitlines() if line.startswith(f"| `{option.name}` |"))

@@ -70,8 +70,12 @@ def test_builds(source: Path, tmp_path: Path) -> None:
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     config = config.replace("build/site/source", str(source)).replace("build/site/html", str(tmp_path / "html"))
     file = tmp_path / "mkdocs.yml"
-    file.write_text(config.replace("paths: [.]", f"paths: [{ROOT}]").replace("docs/docstrings.py", f"{ROOT}/docs/docstrings.py"))
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(file)], capture_output=True, text=True)
+    file.write_text(
+        config.replace("paths: [.]", f"paths: [{ROOT}]").replace("docs/docstrings.py", f"{ROOT}/docs/docstrings.py")
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(file)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "html/docs/passes.html").read_text(encoding="utf-8")
     assert 'id="rejoin_parts"' in page and "fonts.googleapis" not in page

@@ -18,9 +18,20 @@ ROOT = Path(__file__).parents[2]
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package in it, installed from a copy: building writes into the folder that it builds."""
     folder = tmp_path_factory.mktemp("custom_pass")
-    shutil.copytree(ROOT / "examples/custom_pass", folder / "source", ignore=shutil.ignore_patterns("*.egg-info", "build"))
+    shutil.copytree(
+        ROOT / "examples/custom_pass", folder / "source", ignore=shutil.ignore_patterns("*.egg-info", "build")
+    )
     options = ("--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check")
-    install = [sys.executable, "-m", "pip", "install", *options, "--target", str(folder / "site"), str(folder / "source")]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        *options,
+        "--target",
+        str(folder / "site"),
+        str(folder / "source"),
+    ]
     subprocess.run(install, check=True)
     return folder / "site"
 
@@ -45,6 +56,8 @@ def test_its_own_tests_pass(site: Path) -> None:
 
 @pytest.mark.slow
 def test_runs_by_name(site: Path) -> None:
-    report = run(site, "graphopt", "report", "emoji-unet", "--steps", "1", "--target", "eager", "--pass", "fuse_silu", "--json")
+    report = run(
+        site, "graphopt", "report", "emoji-unet", "--steps", "1", "--target", "eager", "--pass", "fuse_silu", "--json"
+    )
     names = [record["name"] for record in json.loads(report)["modules"][0]["variants"][-1]["passes"]]
     assert names[-1] == "fuse_silu"
