@@ -46,7 +46,7 @@ def _unknown_target(name: str, known: Iterable[str]) -> UsageError:
 
 
 def _unknown_pass(name: str, known: Iterable[str], where: str = "--pass-pipeline") -> UsageError:
-    what = "pass" if where == "--pass" else "pass or pipeline"
+    what = "pass or pipeline" if where == "--pass-pipeline" else "pass"
     return UsageError(f"unknown {what} '{name}'", where=where, hint=nearest(name, known))
 
 
@@ -58,6 +58,18 @@ def _split(entry: str) -> tuple[str, str | None]:
     """Name and options of ``name{options}``."""
     match = re.fullmatch(r"\s*(\w+)\s*(?:\{(.*)\})?\s*", entry)
     return (match[1], match[2]) if match else (entry, None)
+
+
+def check_pass(name: str) -> str:
+    """The name of a pass. Raises UsageError where there is none; without plug-ins this needs no torch."""
+    known = [path.stem for path in (Path(__file__).parents[1] / "passes").glob("[!_]*.py")]
+    if name not in known and entry_points(group="graphopt.passes"):
+        from graphopt import plugins
+
+        known = list(plugins.passes())
+    if name not in known:
+        raise _unknown_pass(name, known, "PASS")
+    return name
 
 
 def target_named(name: str) -> str | Target:

@@ -8,9 +8,12 @@ import typer
 
 from graphopt.cli._app import Debug, Group
 from graphopt.cli.demo import demo
+from graphopt.cli.diff import diff
+from graphopt.cli.explain import explain
 from graphopt.cli.passes import passes
 from graphopt.cli.report import report
 from graphopt.cli.run import run
+from graphopt.cli.trace import trace
 
 app = typer.Typer(
     cls=Group,
@@ -43,5 +46,5 @@ def main(
     """
 
 
-for verb in (demo, run, report, passes):
+for verb in (demo, run, report, passes, trace, diff, explain):
     app.command()(verb)
