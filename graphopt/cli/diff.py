@@ -33,7 +33,7 @@ def diff(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show what differs between two dumps: nodes removed, added, given other arguments or moved, and the work per stage.
+    """Show what differs between two dumps: nodes removed, added, given other arguments or moved, and the work they do.
 
     Of two folders, dumps of one name are compared in short; of a single folder, each dump with the one before. Of a
     folder and a dump, the dump of that name. Names alone make no difference: nodes that compute the same are the same.
@@ -171,11 +171,13 @@ def _lines(change: Change) -> list[Any]:
     before, after = (_short(line, change.module) for line in (change.before, change.after))
     if change.kind == "moved":
         return [Text.assemble("  ", after, (f"  {' → '.join(change.stages)}", "magenta"))]
-    if before == after:
-        return [Text.assemble(("~ ", "yellow"), after, (f"  {' → '.join(change.values)}", "yellow"))]
     found = [Text(f"− {before}", style="red")] * bool(before) + [Text(f"+ {after}", style="green")] * bool(after)
-    if change.kind == "changed" and change.values[0] != change.values[1]:
-        found[-1].append(f"  {' → '.join(change.values)}", style="yellow")
+    if before == after:
+        found = [Text(f"~ {after}")]
+    if change.kind == "changed":
+        for pair, style in ((change.values, "yellow"), (change.stages, "magenta")):
+            if pair[0] != pair[1]:
+                found[-1].append(f"  {' → '.join(pair)}", style=style)
     return found
 
 

@@ -16,8 +16,9 @@ from graphopt.errors import GraphoptError
 def evaluate(function: Callable[..., Any], file: str) -> None:
     """Call the function of a dump on seeded inputs, and print each result: shape, dtype, mean, and a checksum.
 
-    It is the very function of the file that runs, so that ``print(linear.mean())`` may be put between its lines. Weights
-    are random numbers of a sensible size: results say whether two dumps compute the same, not what the model draws.
+    It is the very function of the file that runs, so that ``print(linear.mean())`` may be put between its lines.
+    Weights are random numbers of a sensible size: results say whether two dumps compute the same, not what the model
+    draws.
     """
     try:
         _evaluate(function, Path(file))

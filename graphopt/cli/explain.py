@@ -27,7 +27,7 @@ from graphopt.cli._request import (
     TargetName,
 )  # fmt: skip
 from graphopt.cli.run import Name
-from graphopt.errors import UsageError, nearest
+from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console

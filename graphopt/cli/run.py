@@ -32,7 +32,9 @@ def run(
     negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; else the pipeline's own.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; else the pipeline's own.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the first image; the next ones count up. 0 if not given.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the first image; the next ones count up. 0 if not given.")
+    ] = None,
     height: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
@@ -73,7 +75,9 @@ def run(
 
     began = _begin(source, then, pipeline, pass_pipeline, compile=compile)
     if began is None and pipeline is None:
-        raise UsageError("there is no PIPELINE", where="graphopt run", hint="graphopt run emoji-unet --prompt 'a red apple'")
+        raise UsageError(
+            "there is no PIPELINE", where="graphopt run", hint="graphopt run emoji-unet --prompt 'a red apple'"
+        )
     if began is not None:
         pipeline, prompt = began.pipeline, prompt or [began.request.get("prompt")]
         steps, seed, dtype = (began.value(*pair) for pair in (("steps", steps), ("seed", seed), ("dtype", dtype)))

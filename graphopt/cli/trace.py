@@ -138,7 +138,10 @@ def _show(journal: dict[str, Any], folder: Path, request: Request) -> None:
         (f"python {last}", "runs it on seeded inputs"),
         (f"graphopt diff {first} {last}", "what changed up to there"),
         (f"graphopt run --from {last}", "images with that program, edited or not"),
-        *([(f"graphopt explain {request.pipeline} {name}", "where it fired, and why not elsewhere")] * bool(entries[1:])),
+        *(
+            [(f"graphopt explain {request.pipeline} {name}", "where it fired, and why not elsewhere")]
+            * bool(entries[1:])
+        ),
     ):
         console.print(Text.assemble("  ", (command, "bold"), (f"  # {what}", "dim")), soft_wrap=True)
 

@@ -75,12 +75,16 @@ def source(path: Path) -> str:
         raise UsageError("this is a folder, not a dump", where=str(path), hint="give one of its files") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"the dump cannot be read: {reason}", where=str(path), hint="graphopt trace writes dumps") from None
+        raise UsageError(
+            f"the dump cannot be read: {reason}", where=str(path), hint="graphopt trace writes dumps"
+        ) from None
 
 
 def load_constants(program: Program, path: Path) -> dict[str, torch.Tensor]:
     """The constants that a Program takes, from beside its dump, with the strides that the dump records."""
-    wanted = {e.name: n for e, n in zip(program.inputs, program.placeholders, strict=True) if is_constant(e.role, e.path)}
+    wanted = {
+        e.name: n for e, n in zip(program.inputs, program.placeholders, strict=True) if is_constant(e.role, e.path)
+    }
     if not wanted:
         return {}
     file = path.parent / CONSTANTS

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from graphopt.debug.history import Compilation, Place, Snapshot
@@ -99,7 +100,7 @@ def explain(compilation: Compilation, name: str) -> list[Explanation]:
     shots = compilation.snapshots
     return [
         _explained(before, after, len(shots) - 1)
-        for before, after in zip(shots, shots[1:], strict=False)
+        for before, after in pairwise(shots)
         if after.pass_ is not None and after.pass_.name == name
     ]
 
@@ -140,7 +141,9 @@ def _lines(places: Iterable[Place], costs: dict[str, Cost]) -> tuple[Line, ...]:
     def worth(found: list[Place]) -> tuple[float, int]:
         return -sum(_work(costs.get(place.node, Cost())) for place in found), -len(found)
 
-    return tuple(Line(source, tuple(found)) for source, found in sorted(grouped.items(), key=lambda item: worth(item[1])))
+    return tuple(
+        Line(source, tuple(found)) for source, found in sorted(grouped.items(), key=lambda item: worth(item[1]))
+    )
 
 
 def _work(cost: Cost) -> float:

@@ -77,11 +77,13 @@ def as_json(found: Difference) -> dict[str, Any]:
         "changes": [
             {
                 "kind": change.kind, "node": change.node, "before": change.before, "after": change.after,
-                "values": list(change.values), "stages": list(change.stages), "module": change.module, "source": change.source,
-                "flops": number(change.cost.flops), "bytes": number(change.cost.bytes),
+                "values": list(change.values), "stages": list(change.stages), "module": change.module,
+                "source": change.source, "flops": number(change.cost.flops), "bytes": number(change.cost.bytes),
             }
             for change in found.changes
         ],
-        "stages": {name: [cost_of(was), cost_of(now)] for name, (was, now) in found.costs.items() if was.nodes or now.nodes},
+        "stages": {
+            name: [cost_of(was), cost_of(now)] for name, (was, now) in found.costs.items() if was.nodes or now.nodes
+        },
         "renamed": found.renamed,
     }  # fmt: skip

@@ -52,7 +52,7 @@ def entries_of(compilation: Compilation) -> list[dict[str, Any]]:
     found = [_entry(compilation.snapshots[0])]
     for before, after in pairwise(compilation.snapshots):
         entry = _entry(after)
-        entry["changes"] = {kind: 0 for kind in ("removed", "added", "moved", "changed")}
+        entry["changes"] = dict.fromkeys(("removed", "added", "moved", "changed"), 0)
         if before.program is not after.program:
             entry["changes"] |= difference(before.program, after.program).counts
         found.append(entry)
@@ -68,7 +68,8 @@ def _entry(snapshot: Snapshot) -> dict[str, Any]:
         "name": snapshot.name,
         "accuracy": snapshot.accuracy or None,
         "fired": [
-            {**vars(entry.place), "removed": list(entry.removed), "added": list(entry.added)} for entry in snapshot.fired
+            {**vars(entry.place), "removed": list(entry.removed), "added": list(entry.added)}
+            for entry in snapshot.fired
         ],
         "refusals": [
             {"reason": reason, "places": [vars(place) for place in places]}
@@ -81,6 +82,7 @@ def _entry(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def cost_of(stage: StageCost) -> dict[str, Any]:
+    """The work of a stage as JSON: nodes, FLOPs, bytes moved, bytes of weights."""
     amounts = {"flops": stage.cost.flops, "bytes": stage.cost.bytes, "weight_bytes": stage.weight_bytes}
     return {"nodes": stage.nodes, **{name: number(amount) for name, amount in amounts.items()}}
 

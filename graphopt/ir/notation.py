@@ -253,4 +253,3 @@ def read(node: ast.expr | None, names: Mapping[str, fx.Node]) -> Any:
         case ast.Attribute():
             return attribute(node)
     raise ValueError(f"cannot read the argument {ast.unparse(node)}")
-

@@ -3,8 +3,8 @@
 The text is one function whose parameters are the Program's inputs and whose lines call the operators by their full
 names (`graphopt.ir.notation` says how). Comments say where lines came from (submodule, user source line, rules) and
 what they give; nothing in it depends on time, ids or addresses, so that two dumps can be compared. `parse` reads a dump
-back. Above the function stand, where a Program has them, what is assumed of its inputs (``RELATIONS``), example values of
-symbolic sizes (``SIZES``), how results are put together (``RESULT``, else a tuple), and a function per subgraph that
+back. Above the function stand, where a Program has them, what is assumed of its inputs (``RELATIONS``), example values
+of symbolic sizes (``SIZES``), how results are put together (``RESULT``, else a tuple), and a function per subgraph that
 operators of higher order call (``GRAPHS``). Values of constants are not in the text: `graphopt.debug.dumps` keeps them
 beside it.
 """

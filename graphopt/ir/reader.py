@@ -130,8 +130,8 @@ def parse(source: str, filename: str = "<program>") -> Program:
 
     Raises
     ------
-    UsageError : what is wrong, with the line at fault: an operator that does not exist, a name that is not defined, shapes
-        that an operator does not take, parameters that are not those of ``INPUTS``.
+    UsageError : what is wrong, with the line at fault: an operator that does not exist, a name that is not defined,
+        shapes that an operator does not take, parameters that are not those of ``INPUTS``.
     """
     parts = _source(source, filename)
     if "program" not in parts.functions:
@@ -152,7 +152,7 @@ def _read_lines(
     parts: _Source, function: ast.FunctionDef, graph: fx.Graph, root: torch.nn.Module, names: dict[str, fx.Node],
     remarks: Mapping[str, dict[str, Any]] | None,
 ) -> None:  # fmt: skip
-    """The lines of a function as nodes; values are inferred where there are `remarks`, in the Program's own function."""
+    """The lines of a function as nodes; with `remarks`, those of the Program itself, values are inferred."""
     done = False
     for statement in function.body:
         try:

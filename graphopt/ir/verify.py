@@ -145,7 +145,9 @@ def _laid_out(drawn: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """What was drawn, with the dtype, device and strides of a fake value; of expanded dimensions the first entry."""
     steps = [int(n) for n in value.stride()]
     once = drawn[tuple(slice(1 if step == 0 else None) for step in steps)]
-    return torch.empty_strided(once.shape, steps, dtype=value.dtype, device=value.device).copy_(once).expand(drawn.shape)
+    return (
+        torch.empty_strided(once.shape, steps, dtype=value.dtype, device=value.device).copy_(once).expand(drawn.shape)
+    )
 
 
 def evaluate(program: Program, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
