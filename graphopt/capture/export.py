@@ -157,7 +157,8 @@ def source_line(node: fx.Node) -> str:
         return ""
     inside = 1 + max((k for k, (path, _) in enumerate(frames) if path == __file__), default=-1)
     inner = frames[inside:] or frames
-    path, line = ([frame for frame in inner if not in_package(frame[0]).startswith("torch/")] or inner)[-1]
+    outside = (frame for frame in reversed(inner) if not in_package(frame[0]).startswith("torch/"))
+    path, line = next(outside, inner[-1])
     return f"{in_package(path)}:{line}"
 
 

@@ -79,7 +79,8 @@ def run(
             "there is no PIPELINE", where="graphopt run", hint="graphopt run emoji-unet --prompt 'a red apple'"
         )
     if began is not None:
-        pipeline, prompt = began.pipeline, prompt or [began.request.get("prompt")]
+        pipeline, asked = began.pipeline, began.request.get("prompt")
+        prompt = prompt or ([asked] if asked is not None else None)
         steps, seed, dtype = (began.value(*pair) for pair in (("steps", steps), ("seed", seed), ("dtype", dtype)))
         height, width = began.value("height", height), began.value("width", width)
         arg, target = [*began.request.get("arg", ()), *(arg or ())], "eager" if target == "auto" else target

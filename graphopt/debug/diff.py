@@ -135,9 +135,9 @@ def _change(kind: Kind, old: fx.Node | None, new: fx.Node | None) -> Change:
     stages = tuple(stage_name(placement(entry)) if entry is not None else "" for entry in (old, new))
     costs = [node_cost(entry) if entry is not None else Cost() for entry in (old, new)]
     cost = Cost(costs[1].flops - costs[0].flops, costs[1].bytes - costs[0].bytes)
-    lines = [line(entry) if entry is not None else None for entry in (old, new)]
+    was, now = (line(entry) if entry is not None else None for entry in (old, new))
     meta = (new if new is not None else node).meta
     return Change(
-        kind, node.name, *lines, (values[0], values[1]), (stages[0], stages[1]), meta.get("module", ""),
+        kind, node.name, was, now, (values[0], values[1]), (stages[0], stages[1]), meta.get("module", ""),
         meta.get("source", ""), cost,
     )  # fmt: skip

@@ -110,7 +110,8 @@ def check_folder(folder: Path, *, force: bool = False) -> None:
 
 def is_edited(dump: Path) -> bool:
     """Whether a dump is not as `write` left it, or no journal says so."""
-    known = {entry["file"]: entry.get("sha256") for entry in (beside(dump) or {}).get("dumps", ())}
+    journal = beside(dump)
+    known = {entry["file"]: entry.get("sha256") for entry in journal["dumps"]} if journal is not None else {}
     return known.get(dump.name) != _digest(source(dump))
 
 

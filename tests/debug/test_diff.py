@@ -39,7 +39,7 @@ def lines(old: str = "", new: str = "") -> Program:
 )  # fmt: skip
 def test_kinds_of_changes(old: str, new: str, expected: dict[str, list[str]]) -> None:
     found = difference(lines(), lines(old, new))
-    assert {kind: [change.node for change in found.of(kind)] for kind in found.counts} == expected  # type: ignore[comparison-overlap]
+    assert {kind: [change.node for change in found.of(kind)] for kind in found.counts} == expected
 
 
 def test_a_change_says_what_it_was_and_what_it_costs() -> None:
