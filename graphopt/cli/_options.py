@@ -46,7 +46,7 @@ def _unknown_target(name: str, known: Iterable[str]) -> UsageError:
 
 
 def _unknown_pass(name: str, known: Iterable[str], where: str = "--pass-pipeline") -> UsageError:
-    what = "pass" if where == "--pass" else "pass or pipeline"
+    what = "pass or pipeline" if where == "--pass-pipeline" else "pass"
     return UsageError(f"unknown {what} '{name}'", where=where, hint=nearest(name, known))
 
 
@@ -79,6 +79,27 @@ def _known_pass(name: str, known: dict[str, type[Pass]], where: str, others: Ite
         hint = "@dataclass(frozen=True) above class MyPass(graphopt.Pass)"
         raise UsageError(f"'{name.partition(':')[2]}' is not a pass", where=f"{where} {name}", hint=hint)
     return found
+
+
+def check_pass(name: str, extra: Sequence[str] = ()) -> str:
+    """The name of a pass, which may be among `extra` (``--pass``). Raises UsageError where there is none.
+
+    Without plug-ins this needs no torch.
+    """
+    known = [path.stem for path in (Path(__file__).parents[1] / "passes").glob("[!_]*.py")]
+    if name not in known and entry_points(group="graphopt.passes"):
+        from graphopt import plugins
+
+        known = list(plugins.passes())
+    if _is_imported(name) or any(_is_imported(_split(entry)[0]) for entry in extra):
+        classes = {_known_pass(place, {}, "--pass") for e in (name, *extra) if _is_imported(place := _split(e)[0])}
+        from graphopt.ir.rewrite import pass_name
+
+        known += [pass_name(found) for found in classes]
+        name = pass_name(_known_pass(name, {}, "PASS")) if _is_imported(name) else name
+    if name not in known:
+        raise _unknown_pass(name, known, "PASS")
+    return name
 
 
 def target_named(name: str) -> str | Target:

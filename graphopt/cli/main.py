@@ -8,10 +8,13 @@ import typer
 
 from graphopt.cli._app import Debug, Group
 from graphopt.cli.demo import demo
+from graphopt.cli.diff import diff
+from graphopt.cli.explain import explain
 from graphopt.cli.passes import passes
 from graphopt.cli.profile import profile
 from graphopt.cli.report import report
 from graphopt.cli.run import run
+from graphopt.cli.trace import trace
 
 app = typer.Typer(
     cls=Group,
@@ -44,5 +47,5 @@ def main(
     """
 
 
-for verb in (demo, run, report, profile, passes):
+for verb in (demo, run, report, explain, profile, passes, trace, diff):
     app.command()(verb)

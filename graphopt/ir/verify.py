@@ -90,7 +90,7 @@ def _check_value(node: fx.Node, rule: str, *, rewired: bool) -> None:
     if isinstance(actual, torch.Tensor) and (
         tuple(actual.shape) != tuple(recorded.shape)
         or actual.dtype != recorded.dtype
-        or _steps(actual) != _steps(recorded)
+        or steps(actual) != steps(recorded)
     ):
         raise VerificationError(
             f"recorded {tuple(recorded.shape)} {recorded.dtype} {recorded.stride()} "
@@ -99,7 +99,7 @@ def _check_value(node: fx.Node, rule: str, *, rewired: bool) -> None:
         )
 
 
-def _steps(value: Any) -> list[Any]:
+def steps(value: Any) -> list[Any]:
     """The strides that matter: of dimensions longer than 1, in a tensor that has elements."""
     if any(size == 0 for size in value.shape if isinstance(size, int)):
         return []
@@ -141,10 +141,19 @@ def _example(value: Any, weight: bool, generator: torch.Generator) -> Any:
     if value.dtype.is_floating_point or value.dtype.is_complex:
         drawn = torch.randn(size, generator=generator, dtype=torch.float64)
         fan_in = max(1, drawn[:1].numel()) if weight and drawn.ndim > 1 else 1
-        return torch.empty_strided(size, value.stride(), dtype=value.dtype).copy_(drawn / fan_in**0.5)
+        return _laid_out(drawn / fan_in**0.5, value)
     if value.dtype == torch.bool:
-        return torch.rand(size, generator=generator) < 0.5
-    return torch.randint(0, 8, size, generator=generator).to(value.dtype)
+        return _laid_out(torch.rand(size, generator=generator) < 0.5, value)
+    return _laid_out(torch.randint(0, 8, size, generator=generator), value)
+
+
+def _laid_out(drawn: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """What was drawn, with the dtype, device and strides of a fake value; of expanded dimensions the first entry."""
+    steps = [int(n) for n in value.stride()]
+    once = drawn[tuple(slice(1 if step == 0 else None) for step in steps)]
+    return (
+        torch.empty_strided(once.shape, steps, dtype=value.dtype, device=value.device).copy_(once).expand(drawn.shape)
+    )
 
 
 def evaluate(program: Program, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
