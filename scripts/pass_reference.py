@@ -42,8 +42,8 @@ HEAD = """\
 
 One section per pass, in alphabetical order. A pass is one file of `graphopt/passes/`; its docstring holds the equation
 as a doctest, its fields are the options that the command line spells `hoist{max_bytes=1000000}`. *Bitwise* passes
-change no bit of any result; *rounding* ones reorder sums. Where a pass does not fire, it says why; `…` in these reasons stands
-for what differs from place to place. [Writing a pass](writing_a_pass.md) builds one.
+change no bit of any result; *rounding* ones reorder sums. Where a pass does not fire, it says why; `…` in these reasons
+stands for what differs from place to place. [Writing a pass](writing_a_pass.md) builds one.
 
 What a pass saved is counted, not timed (`python scripts/pass_reference.py --measure`): FLOPs and bytes moved of one
 call of the denoiser, in the order of the pipeline `exact`, as shares of the call as captured. Work that is *placed*
