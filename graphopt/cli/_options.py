@@ -75,10 +75,10 @@ def _known_pass(name: str, known: dict[str, type[Pass]], where: str, others: Ite
     from graphopt.ir.rewrite import Pass
 
     found = imported(name)
-    if not (isinstance(found, type) and issubclass(found, Pass) and dataclasses.is_dataclass(found)):
-        hint = "@dataclass(frozen=True) above class MyPass(graphopt.Pass)"
-        raise UsageError(f"'{name.partition(':')[2]}' is not a pass", where=f"{where} {name}", hint=hint)
-    return found
+    if isinstance(found, type) and issubclass(found, Pass) and hasattr(found, "__dataclass_fields__"):
+        return found
+    hint = "@dataclass(frozen=True) above class MyPass(graphopt.Pass)"
+    raise UsageError(f"'{name.partition(':')[2]}' is not a pass", where=f"{where} {name}", hint=hint)
 
 
 def check_pass(name: str, extra: Sequence[str] = ()) -> str:

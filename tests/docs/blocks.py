@@ -8,9 +8,12 @@ a command, and the lines below are what it prints on standard output (``...`` st
 
 from __future__ import annotations
 
+import contextlib
 import doctest
+import io
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -73,10 +76,18 @@ def _commands(example: Example, folder: Path, skip: Callable[[str], bool]) -> st
         command, _, wanted = entry.partition("\n")
         if skip(command):
             continue
-        found = _shell(command, folder)
+        script = re.fullmatch(r"python (\S+\.py)", command)
+        found = _script(folder / script[1]) if script else _shell(command, folder)
         if not doctest.OutputChecker().check_output(wanted, found, FLAGS):
             return f"$ {command}\nprinted\n{found}\ninstead of\n{wanted}"
     return None
+
+
+def _script(file: Path) -> str:
+    """Standard output of a script, run in this process, where what it imports is at hand."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        runpy.run_path(str(file), run_name="__main__")
+    return out.getvalue()
 
 
 def _shell(command: str, folder: Path) -> str:

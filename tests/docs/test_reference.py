@@ -33,7 +33,7 @@ def test_a_section_says_all_there_is(cls: type[Pass]) -> None:
         "**Where**: ",
         "**Because**: ",
         "**Place**: ",
-        ">>> print(before.",
+        ">>> print(",
     ):
         assert part in text, part
     for option in fields(cls):  # type: ignore[arg-type]

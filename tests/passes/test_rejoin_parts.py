@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import diffusers
 import pytest
 import torch
@@ -139,12 +141,15 @@ def test_leaves_parts_of_different_values_alone() -> None:
 
 
 def test_two_single_stream_blocks_of_flux() -> None:
-    config = {"num_layers": 1, "num_single_layers": 3, "num_attention_heads": 2, "attention_head_dim": 8,
-              "joint_attention_dim": 8, "pooled_projection_dim": 8, "in_channels": 4, "axes_dims_rope": (2, 2, 4)}  # fmt: skip
-    model = diffusers.FluxTransformer2DModel(**config).eval()
-    call = {"hidden_states": torch.randn(1, 6, 4), "encoder_hidden_states": torch.randn(1, 5, 8),
-            "pooled_projections": torch.randn(1, 8), "timestep": torch.tensor([1.0]),
-            "img_ids": torch.zeros(6, 3), "txt_ids": torch.zeros(5, 3), "return_dict": False}  # fmt: skip
+    model = diffusers.FluxTransformer2DModel(
+        num_layers=1, num_single_layers=3, num_attention_heads=2, attention_head_dim=8, joint_attention_dim=8,
+        pooled_projection_dim=8, in_channels=4, axes_dims_rope=(2, 2, 4),
+    ).eval()  # fmt: skip
+    call: dict[str, Any] = {
+        "hidden_states": torch.randn(1, 6, 4), "encoder_hidden_states": torch.randn(1, 5, 8),
+        "pooled_projections": torch.randn(1, 8), "timestep": torch.tensor([1.0]), "img_ids": torch.zeros(6, 3),
+        "txt_ids": torch.zeros(5, 3), "return_dict": False,
+    }  # fmt: skip
     clean = run_pipeline(bitwise[:4], trace(model, **call).program)
     after = check_pass(RejoinParts(), clean)
     # Between three blocks in a row; the halves of sines and cosines of the timestep are swapped.
