@@ -8,6 +8,7 @@ import typer
 
 from graphopt.cli._app import Debug, Group
 from graphopt.cli.demo import demo
+from graphopt.cli.graph import graph
 from graphopt.cli.passes import passes
 from graphopt.cli.report import report
 from graphopt.cli.run import run
@@ -43,5 +44,5 @@ def main(
     """
 
 
-for verb in (demo, run, report, passes):
+for verb in (demo, run, report, graph, passes):
     app.command()(verb)
