@@ -1,5 +1,5 @@
 // A drawing of the graph, by cytoscape: one side (before or after the pass) of a layout that both sides share.
-import cytoscape, { type Core, type ElementDefinition, type StylesheetJson } from "cytoscape";
+import cytoscape, { type Core, type ElementDefinition, type EventObject, type NodeSingular, type StylesheetJson } from "cytoscape";
 import { KINDS, shortOp, type Document, type Kind, type Stage, type Version } from "./document";
 import { plural } from "./format";
 import type { Group, Leaf } from "./hierarchy";
@@ -145,7 +145,7 @@ function styles(theme: Theme): StylesheetJson {
     {
       selector: "node.open",
       style: {
-        "background-color": surface.frame, "background-opacity": 0.06, "border-width": 1, "border-opacity": 0.55, "corner-radius": "8px",
+        "background-color": surface.frame, "background-opacity": theme === "light" ? 0.045 : 0.06, "border-width": 1, "border-opacity": 0.55, "corner-radius": "8px",
         "text-valign": "top", "text-margin-y": 23, "text-margin-x": "data(shift)" as never, color: surface.faint,
       },
     },
@@ -174,7 +174,7 @@ function styles(theme: Theme): StylesheetJson {
       },
     },
     { selector: 'edge[target ^= "o:"]', style: { "target-arrow-shape": "none" } },
-    { selector: "edge.ghost", style: { "line-style": "dashed", "line-color": marks.removed, "target-arrow-color": marks.removed, opacity: 0.6 } },
+    { selector: "edge.ghost", style: { "line-style": "dashed", "line-color": marks.removed, "target-arrow-color": marks.removed, opacity: 0.4 } },
     { selector: ".dim", style: { opacity: 0.22 } },
     { selector: "node.near", style: { "underlay-color": surface.focus, "underlay-opacity": 0.22, "underlay-padding": 5 } },
     { selector: "node.chosen", style: { "underlay-color": surface.focus, "underlay-opacity": 0.75, "underlay-padding": 4 } },
@@ -194,23 +194,20 @@ export class Canvas {
 
   constructor(container: HTMLElement, private doc: Document, readonly side: Side, handlers: Handlers) {
     this.cy = cytoscape({
-      container, minZoom: 0.02, maxZoom: 3, autoungrabify: true, boxSelectionEnabled: false, selectionType: "single",
+      container, minZoom: 0.003, maxZoom: 3, autoungrabify: true, boxSelectionEnabled: false, selectionType: "single",
       motionBlur: false, textureOnViewport: false,
     });
     const path = (id: string): string => id.slice(GROUP.length);
     this.cy.on("tap", (event) => event.target === this.cy && handlers.nothing());
     this.cy.on("tap", "node.leaf", (event) => handlers.leaf(Number(event.target.id().slice(LEAF.length))));
-    this.cy.on("tap", "node.group", (event) => {
-      const node = event.target, at = event.position, spot = node.position(), open = node.hasClass("open");
-      const label = String(node.data("label"));
-      const sign = {
-        x: spot.x + Number(node.data("shift")) - width(label.split("\n")[0], GROUP_FONT) / 2 + 4,
-        y: open ? spot.y - node.height() / 2 + 15 : spot.y - (label.includes("\n") ? 8 : 0),
-      };
-      const hit = Math.abs(at.x - sign.x) < 12 && Math.abs(at.y - sign.y) < 12;
-      handlers[hit ? "toggle" : "group"](path(node.id()));
-    });
-    this.cy.on("dbltap", "node.group", (event) => handlers.toggle(path(event.target.id())));
+    const onSign = (event: EventObject): boolean => {
+      const node = event.target as NodeSingular, at = event.position, spot = node.position(), label = String(node.data("label"));
+      const x = spot.x + Number(node.data("shift")) - width(label.split("\n")[0], GROUP_FONT) / 2 + 4;
+      const y = node.hasClass("open") ? spot.y - node.height() / 2 + 15 : spot.y - (label.includes("\n") ? 8 : 0);
+      return Math.abs(at.x - x) < 9 && Math.abs(at.y - y) < 9;
+    };
+    this.cy.on("tap", "node.group", (event) => handlers[onSign(event) ? "toggle" : "group"](path(event.target.id())));
+    this.cy.on("dbltap", "node.group", (event) => onSign(event) || handlers.toggle(path(event.target.id())));
     this.cy.on("viewport", () => this.twins.forEach((twin) => twin.follow(this.cy.zoom(), this.cy.pan())));
     this.cy.on("mouseover", "node.leaf, node.group", () => (container.style.cursor = "pointer"));
     this.cy.on("mouseout", "node.leaf, node.group", () => (container.style.cursor = ""));
@@ -281,13 +278,13 @@ export class Canvas {
   }
 
   // All of the layout; at a zoom that is at least `least`, as much of its beginning as there is room for.
-  fit(least = 0.02): void {
+  fit(least = 0.003): void {
     this.cy.resize();
     if (!this.drawn) return;
     const view = { w: this.cy.width(), h: this.cy.height() }, { width: w, height: h } = this.drawn;
     const zoom = Math.min(1.1, Math.max(Math.min(view.w / (w + 32), view.h / (h + 64)), Math.min(least, view.w / (w + 32))));
     const y = Math.max((view.h - zoom * h) / 2, 32 * Math.min(1, zoom * 2));
-    this.cy.viewport({ zoom, pan: { x: (view.w - zoom * w) / 2, y: least > 0.02 ? y : (view.h - zoom * h) / 2 } });
+    this.cy.viewport({ zoom, pan: { x: (view.w - zoom * w) / 2, y: least > 0.003 ? y : (view.h - zoom * h) / 2 } });
   }
 
   // Bring something into the middle, large enough to read.

@@ -2,9 +2,11 @@
 import type { ComponentChildren } from "preact";
 import { useMemo } from "preact/hooks";
 import { consumers, isWeight, isWhole, KINDS, nearest, shortOp, versionAt, type Document, type Kind, type Node, type Span, type Stage, type Version } from "./document";
+import { shapeOf } from "./canvas";
 import { change, METRICS, plural, scaled, stageTitle } from "./format";
 import { name, type Selection } from "./graph";
 import type { Group, Tree } from "./hierarchy";
+import { Breakable } from "./text";
 import { SIGNS } from "./theme";
 
 type Props = {
@@ -28,7 +30,7 @@ function Head({ title, kind, onClose, children }: { title: string; kind: string;
     <header>
       <p class="kind">{kind}</p>
       {onClose && <button type="button" class="close" aria-label="Close, back to the pass" title="Close (Esc)" onClick={onClose}>×</button>}
-      <h2>{title}</h2>
+      <h2><Breakable text={title} /></h2>
       {children}
     </header>
   );
@@ -52,7 +54,7 @@ function Nodes({ doc, pass, ids, onNode, title, closed }: { doc: Document; pass:
 
 function Link({ doc, pass, id, onNode }: { doc: Document; pass: number; id: number; onNode: (id: number) => void }) {
   const node = doc.nodes[id], version = nearest(node, pass);
-  const place = [isWeight(node) ? "weight" : version.module, version.value].filter(Boolean).join(" · ");
+  const place = [isWeight(node) ? "weight" : version.module, shapeOf(version)].filter(Boolean).join(" · ");
   return (
     <button type="button" class="link" onClick={() => onNode(id)} title={version.text}>
       <i class={`dot ${version.stage ?? "input"}`} aria-hidden="true" /><b>{version.name}</b><span>{place}</span>
@@ -77,12 +79,12 @@ function NodeDetails({ doc, pass, id, onNode, onPass, onGroup, onClose, model }:
         {!here && <p class="absent">not in the graph after pass {pass}; shown as after pass {version.to}</p>}
       </Head>
       <dl>
-        <Fact term="operation">{version.op ?? ""}</Fact>
-        <Fact term="path">{node.path ?? ""}</Fact>
+        <Fact term="operation">{version.op && <Breakable text={version.op} />}</Fact>
+        <Fact term="path">{node.path && <Breakable text={node.path} />}</Fact>
         <Fact term="value">{version.value ?? ""}</Fact>
         <Fact term="stage">{version.stage && <><i class={`dot ${version.stage}`} aria-hidden="true" />{stageTitle(version.stage)}<small> {doc.runs.first[version.stage]}× for the first image</small></>}</Fact>
         <Fact term="cost">{node.kind === "call" ? <Cost version={version} /> : ""}</Fact>
-        <Fact term="module">{version.module ? (model.groups.has(version.module) ? <button type="button" class="plain" onClick={() => onGroup(version.module!)}>{version.module}</button> : version.module) : ""}</Fact>
+        <Fact term="module">{version.module ? (model.groups.has(version.module) ? <button type="button" class="plain" onClick={() => onGroup(version.module!)}><Breakable text={version.module} /></button> : <Breakable text={version.module} />) : ""}</Fact>
         <Fact term="source">{version.source ?? ""}</Fact>
         <Fact term="error">{node.error !== undefined ? `${node.error.toExponential(2)} (relative, measured)` : ""}</Fact>
       </dl>

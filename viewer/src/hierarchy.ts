@@ -40,7 +40,9 @@ export function tree(doc: Document, span: Span, changes: Record<Kind, number[]>,
     const known = groups.get(path);
     if (known) return known;
     const cut = path.lastIndexOf(".");
-    const made = group(path, path.slice(cut + 1), open(cut < 0 ? "" : path.slice(0, cut)));
+    const own = path.slice(cut + 1), above = path.slice(0, Math.max(cut, 0));
+    const label = /^\d+$/.test(own) && above ? `${above.slice(above.lastIndexOf(".") + 1)}.${own}` : own;  // 0 of many lists
+    const made = group(path, label, open(above));
     groups.set(path, made);
     return made;
   };
@@ -84,7 +86,7 @@ function tidy(node: Group, groups: Map<string, Group>): void {
       adopt(node, child, groups);
     } else if (child.groups.length === 1 && child.leaves.length === 0) {
       const [only] = child.groups;
-      only.label = `${child.label}.${only.label}`;
+      if (!only.label.startsWith(`${child.label}.`)) only.label = `${child.label}.${only.label}`;
       only.parent = node;
       node.groups[node.groups.indexOf(child)] = only;
       groups.delete(child.path);

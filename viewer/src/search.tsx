@@ -63,7 +63,7 @@ export function Search({ doc, model, pass, input, onPick }: Props) {
   return (
     <div class="search" role="search">
       <input
-        ref={input} type="search" placeholder="Search name, op, module, source line" aria-label="Search nodes" {...COMBOBOX}
+        ref={input} type="search" placeholder="Search name, op, module, line" aria-label="Search nodes" {...COMBOBOX}
         aria-expanded={listing} aria-controls="hits" aria-autocomplete="list" autocomplete="off" spellcheck={false}
         aria-activedescendant={listing && shown[at] ? `hit-${at}` : undefined} value={query}
         onInput={(event) => { setQuery(event.currentTarget.value); setOpen(true); }}

@@ -2,6 +2,7 @@
 import { useEffect, useRef } from "preact/hooks";
 import { changesOf, isWhole, KINDS, type Document, type Kind, type Metric, type Span, type Sums, type Which } from "./document";
 import { change, METRICS } from "./format";
+import { Breakable } from "./text";
 import { SIGNS } from "./theme";
 
 type Props = { doc: Document; span: Span; which: Which; onPass: (pass: number) => void; onWhole: () => void };
@@ -70,6 +71,3 @@ function Row({ number, title, chosen, changes, failed, before, after, otherwise,
     </button>
   );
 }
-
-// Names of passes may be broken after an underscore.
-const Breakable = ({ text }: { text: string }) => <>{text.split(/(?<=_)/).flatMap((part, k) => (k ? [<wbr key={k} />, part] : [part]))}</>;

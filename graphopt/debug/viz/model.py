@@ -7,6 +7,7 @@ renamings by `graphopt.debug.diff`. Everything in it is the same from run to run
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +18,10 @@ from torch import fx
 from graphopt.debug.diff import Difference, difference
 from graphopt.debug.history import Compilation, Held, Place, Snapshot
 from graphopt.energy import WorkEstimate
-from graphopt.ir.cost import nbytes, node_cost
+from graphopt.ir.cost import node_cost, stage_costs
 from graphopt.ir.price import hints_of, number
 from graphopt.ir.printer import describe, line, target_name
-from graphopt.ir.program import Program, val
+from graphopt.ir.program import Input, Program, val
 from graphopt.ir.stages import STAGES, placement, stage_name
 
 SCHEMA = 1
@@ -106,7 +107,7 @@ class _Tracks:
     def __init__(self, prices: WorkEstimate | None) -> None:
         self.prices, self.nodes = prices, list[dict[str, Any]]()
         self.alive: dict[str, int] = {}  # name in the newest Program → node
-        self.gone: dict[str, int] = {}  # names that only the Program before it has
+        self.gone: dict[str, int] = {}  # the same of the Program before it
         self.hints: Mapping[Any, int] = {}
         self.stages: dict[str, dict[str, Any]] = {}  # of the newest Program
 
@@ -115,12 +116,13 @@ class _Tracks:
         self.hints = hints_of(program)
         named = {new: old for old, new in found.renamed.items()} if found else {}
         added = {change.node for change in found.of("added")} if found else set(before)
+        entries = {entry.name: entry for entry in program.inputs}
         alive = dict[str, int]()
         for node in program.graph.nodes:
             known = before.get(named.get(node.name, "" if node.name in added else node.name))
             if known is None:
                 known = len(self.nodes)
-                self.nodes.append({**_kind(program, node), "versions": []})
+                self.nodes.append({**_kind(node, entries), "versions": []})
             alive[node.name] = known
         self.alive, self.gone = alive, before
         self.stages = {}
@@ -149,7 +151,7 @@ class _Tracks:
             "stage": stage_name(placement(node)) if calls else "",
             "flops": flops,
             "bytes": moved,
-            "joules": self.prices.joules(flops, moved) if self.prices else None,
+            "joules": float(f"{self.prices.joules(flops, moved):.4g}") if self.prices else None,
             "module": node.meta.get("module", ""),
             "source": node.meta.get("source", ""),
             "rules": list(node.meta.get("rules", ())),
@@ -158,46 +160,44 @@ class _Tracks:
 
     def _weigh(self, program: Program) -> None:
         """The work of each stage for one evaluation, and the bytes of the weights that it reads."""
-        held = {entry.name for entry in program.inputs if entry.role == "weight"}
-        read = dict[str, dict[str, int]]()
+        joules = Counter[str]()
         for node in program.calls():
             facts = self.nodes[self.alive[node.name]]["versions"][-1]
-            stage = self.stages.setdefault(facts["stage"], {"nodes": 0, "flops": 0, "bytes": 0, "joules": 0.0})
-            stage["nodes"] += 1
-            for key in _SUMMED:
-                stage[key] += facts.get(key, 0)
-            for source in node.all_input_nodes:
-                if source.name in held:
-                    size = number(nbytes(val(source)), self.hints)
-                    read.setdefault(facts["stage"], {})[source.name] = size
-        self.stages = {name: self.stages[name] for name in STAGES if name in self.stages}
-        for name, stage in self.stages.items():
-            stage["weight_bytes"] = sum(read.get(name, {}).values())
-            if self.prices is None:
-                stage["joules"] = None
+            joules[facts["stage"]] += facts.get("joules", 0.0)
+        self.stages = {
+            name: {
+                "nodes": cost.nodes,
+                "flops": number(cost.cost.flops, self.hints),
+                "bytes": number(cost.cost.bytes, self.hints),
+                "joules": joules[name] if self.prices else None,
+                "weight_bytes": number(cost.weight_bytes, self.hints),
+            }
+            for name, cost in stage_costs(program).items()
+            if cost.nodes
+        }
 
-    def of(self, name: str, place: Place | None = None) -> int | str:
-        """A node by its name in the newest Program or the one before it; what only a rewrite knew, in words."""
-        known = self.gone.get(name, self.alive.get(name))
-        return (str(place) if place else name) if known is None else known
+    def at(self, place: Place) -> int | str:
+        """The node of a place; in words, where it was there only between two rewrites."""
+        known = self.gone.get(place.node, self.alive.get(place.node))
+        return str(place) if known is None else known
 
     def measured(self, errors: Mapping[str, float]) -> None:
         for name, error in errors.items():
             self.nodes[self.alive[name]]["error"] = error
 
 
-def _kind(program: Program, node: fx.Node) -> dict[str, Any]:
+def _kind(node: fx.Node, entries: Mapping[str, Input]) -> dict[str, Any]:
     if node.op == "placeholder":
-        entry = next(entry for entry in program.inputs if entry.name == node.name)
+        entry = entries[node.name]
         return {"kind": "input", "role": entry.role, "path": entry.path}
     return {"kind": {"call_function": "call", "get_attr": "subgraph"}.get(node.op, node.op)}
 
 
 def _pass(snapshot: Snapshot, found: Difference | None, tracks: _Tracks, view: View) -> dict[str, Any]:
-    changes: dict[str, list[int | str]] = {"removed": [], "added": [], "moved": [], "changed": []}
+    changes: dict[str, list[int]] = {"removed": [], "added": [], "moved": [], "changed": []}
     for change in found.changes if found else ():
-        known = tracks.alive.get(change.node) if change.kind == "added" or change.before is None else None
-        changes[change.kind].append(tracks.of(change.node) if known is None else known)
+        names = tracks.alive if change.kind == "added" else tracks.gone
+        changes[change.kind].append(names[change.node])
     fired = [] if snapshot.error else snapshot.fired
     return {
         "number": snapshot.number,
@@ -205,7 +205,7 @@ def _pass(snapshot: Snapshot, found: Difference | None, tracks: _Tracks, view: V
         "slug": snapshot.slug,
         "accuracy": snapshot.accuracy,
         "error": snapshot.error,
-        "fired": [tracks.of(entry.place.node, entry.place) for entry in fired],
+        "fired": [tracks.at(entry.place) for entry in fired],
         "refusals": _refusals(snapshot.held, tracks),
         "changes": changes,
         "stages": tracks.stages,
@@ -217,7 +217,7 @@ def _refusals(held: Iterable[Held], tracks: _Tracks) -> list[dict[str, Any]]:
     """Reasons, the most frequent first, each with its places."""
     reasons = dict[str, list[int | str]]()
     for entry in held:
-        reasons.setdefault(entry.reason, []).append(tracks.of(entry.place.node, entry.place))
+        reasons.setdefault(entry.reason, []).append(tracks.at(entry.place))
     ordered = sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0]))
     return [{"reason": reason, "places": places} for reason, places in ordered]
 
