@@ -3,11 +3,11 @@ import cytoscape, { type Core, type ElementDefinition, type EventObject, type No
 import { KINDS, shortOp, type Document, type Kind, type Stage, type Version } from "./document";
 import { plural } from "./format";
 import type { Group, Leaf } from "./hierarchy";
-import { GROUP, LEAF, type Drawing, type Item, type Line, type Point, type Size } from "./layout";
+import { GROUP, IN, LEAF, OUT, type Drawing, type Item, type Line, type Point, type Size } from "./layout";
 import { FILLS, hatch, MARKS, SIGNS, stripes, SURFACE, type Theme } from "./theme";
 
 export type Side = "before" | "after";
-export type Focus = { selected: number | null; near: Set<number>; stage: Stage | null };
+export type Focus = { chosen: string | null; near: Set<string>; stage: Stage | null };
 
 const FONT = '"Inter", "Segoe UI", system-ui, -apple-system, "Helvetica Neue", "Noto Sans", sans-serif';
 const GROUP_FONT = `600 12px ${FONT}`, LEAF_FONT = `500 12px ${FONT}`;
@@ -54,33 +54,53 @@ export function measurer(doc: Document): (entry: Group | Leaf) => Size {
 
 // -- elements --------------------------------------------------------------------------------------------------------
 
-function elements(doc: Document, drawing: Drawing, side: Side, ghosts: boolean, theme: Theme): ElementDefinition[] {
-  const made: ElementDefinition[] = [];
-  const places = new Map<string, Point>();
+type Area = { x1: number; y1: number; x2: number; y2: number };
+const MARGIN = 0.6;  // of the view, on each side, is drawn beyond it
+const FAR = 0.1;  // zoom under which operations are specks: what is inside a module is then drawn as its stages alone
+
+// What of a drawing one side shows in an area at a zoom, by id. What is under two pixels is left out.
+function elements(doc: Document, drawing: Drawing, side: Side, ghosts: boolean, theme: Theme, area: Area, zoom: number): Map<string, ElementDefinition> {
+  const made = new Map<string, ElementDefinition>(), places = new Map<string, Item | Point>(), far = zoom < FAR;
+  const put = (key: string): void => {
+    const place = places.get(key)!;
+    if (made.has(key)) return;
+    if (!("width" in place)) {
+      made.set(key, { group: "nodes", data: { id: key, z: 20, w: 5, h: 5 }, position: { x: place.x, y: place.y }, classes: "port", selectable: false });
+    } else made.set(key, place.group ? groupElement(place, place.group, side, theme, far) : leafElement(doc, place, place.leaf!, side, theme));
+  };
   for (const item of drawing.items) {
-    const here = item.leaf ? (item.leaf[side] ?? (ghosts ? item.leaf.before : undefined)) : true;
-    if (!here) continue;
+    if (item.leaf && !(item.leaf[side] ?? (ghosts ? item.leaf.before : undefined))) continue;
     places.set(item.key, item);
-    made.push(item.group ? groupElement(item, item.group, side, theme) : leafElement(doc, item, item.leaf!, side, theme));
+    const seen = item.group ? Math.max(item.width, item.height) * zoom > 2 : !far;
+    const { x, y, width: w, height: h } = item;
+    if (seen && x + w / 2 > area.x1 && x - w / 2 < area.x2 && y + h / 2 > area.y1 && y - h / 2 < area.y2) put(item.key);
   }
-  for (const port of drawing.ports) {
-    places.set(port.key, port);
-    made.push({ group: "nodes", data: { id: port.key, z: 20, w: 5, h: 5 }, position: { x: port.x, y: port.y }, classes: "port", selectable: false });
-  }
+  for (const port of drawing.ports) places.set(port.key, port);
   for (const line of drawing.lines) {
     const from = places.get(line.from), to = places.get(line.to);
-    if (from && to && (line[side] || (ghosts && line.before))) made.push(lineElement(line, from, to, line[side]));
+    if (!from || !to || !(line[side] || (ghosts && line.before))) continue;
+    if (far && !(made.has(line.from) || line.from.startsWith(OUT)) !== !(made.has(line.to) || line.to.startsWith(IN))) continue;
+    let x1 = Infinity, y1 = Infinity, x2 = -Infinity, y2 = -Infinity;
+    for (const { x, y } of line.points) {
+      x1 = Math.min(x1, x), x2 = Math.max(x2, x), y1 = Math.min(y1, y), y2 = Math.max(y2, y);
+    }
+    if (x2 < area.x1 || x1 > area.x2 || y2 < area.y1 || y1 > area.y2 || Math.max(x2 - x1, y2 - y1) * zoom < (far ? 8 : 2)) continue;
+    put(line.from);
+    put(line.to);
+    const element = lineElement(line, from, to, line[side]);
+    made.set(String(element.data.id), element);
   }
   return made;
 }
 
-function groupElement(item: Item, group: Group, side: Side, theme: Theme): ElementDefinition {
-  const paint = item.open ? null : stripes(theme, group.stages[side]);
+function groupElement(item: Item, group: Group, side: Side, theme: Theme, far: boolean): ElementDefinition {
+  const speck = item.open && far && group.leaves.length > 0;
+  const paint = item.open && !speck ? null : stripes(theme, group.stages[side]);
   const marked = KINDS.find((kind) => group.marks[kind]);
   const label = groupLabel(group, item.open);
   const shift = item.open ? width(label, GROUP_FONT) / 2 + 12 - item.width / 2 : 0;  // titles stand at the left
   const data = { id: item.key, label, shift, w: item.width, h: item.height, z: group.depth, ...(paint ?? {}) };
-  const classes = ["group", item.open ? "open" : "closed", ...(paint ? ["striped"] : []), ...(marked ? ["touched"] : [])];
+  const classes = ["group", item.open ? "open" : "closed", ...(paint ? ["striped"] : []), ...(speck ? ["far"] : []), ...(far ? ["thick"] : []), ...(marked ? ["touched"] : [])];
   return { group: "nodes", data, position: { x: item.x, y: item.y }, classes: classes.join(" ") };
 }
 
@@ -149,6 +169,8 @@ function styles(theme: Theme): StylesheetJson {
         "text-valign": "top", "text-margin-y": 23, "text-margin-x": "data(shift)" as never, color: surface.faint,
       },
     },
+    { selector: "node.thick", style: { "border-width": 10, "border-opacity": 0.9 } },
+    { selector: "node.far", style: { "background-opacity": 0.85 } },
     { selector: "node.port", style: { shape: "ellipse", "background-color": surface.line, events: "no" } },
     { selector: "node.touched.closed", style: { "border-width": 2.5, "border-color": marks.changed } },
     marked("changed", { "border-style": "dashed", "border-width": 1.5 }),
@@ -191,6 +213,9 @@ export class Canvas {
   readonly cy: Core;
   private twins: Canvas[] = [];
   private drawn: Drawing | null = null;
+  private define: ((area: Area, zoom: number) => Map<string, ElementDefinition>) | null = null;
+  private loaded: (Area & { zoom: number }) | null = null;
+  private focus: Focus = { chosen: null, near: new Set(), stage: null };
 
   constructor(container: HTMLElement, private doc: Document, readonly side: Side, handlers: Handlers) {
     this.cy = cytoscape({
@@ -208,6 +233,7 @@ export class Canvas {
     };
     this.cy.on("tap", "node.group", (event) => handlers[onSign(event) ? "toggle" : "group"](path(event.target.id())));
     this.cy.on("dbltap", "node.group", (event) => onSign(event) || handlers.toggle(path(event.target.id())));
+    this.cy.on("viewport resize", () => this.load());
     this.cy.on("viewport", () => this.twins.forEach((twin) => twin.follow(this.cy.zoom(), this.cy.pan())));
     this.cy.on("mouseover", "node.leaf, node.group", () => (container.style.cursor = "pointer"));
     this.cy.on("mouseout", "node.leaf, node.group", () => (container.style.cursor = ""));
@@ -223,24 +249,51 @@ export class Canvas {
     if (this.cy.zoom() !== zoom || mine.x !== pan.x || mine.y !== pan.y) this.cy.viewport({ zoom, pan });
   }
 
+  // The window, or the panes, were resized; what was in the middle stays there.
+  resized(centre: boolean): void {
+    const before = this.cy.width();
+    this.cy.resize();
+    if (centre && before > 0) this.cy.panBy({ x: (this.cy.width() - before) / 2, y: 0 });
+  }
+
   paint(theme: Theme): void {
     this.cy.style(styles(theme));
   }
 
   // Draw; what `anchor` names, or else what is in the middle, stays where it is on the screen.
-  draw(drawing: Drawing, ghosts: boolean, theme: Theme, anchor: string | null): void {
-    const held = this.drawn && this.hold(this.drawn, drawing, anchor);
-    this.cy.batch(() => {
-      this.cy.elements().remove();
-      this.cy.add(elements(this.doc, drawing, this.side, ghosts, theme));
-    });
-    if (held) {
+  // A side that follows `leader` is seen from where the leader is seen.
+  draw(drawing: Drawing, ghosts: boolean, theme: Theme, anchor: string | null, leader?: Canvas): void {
+    const held = !leader && this.drawn && this.hold(this.drawn, drawing, anchor);
+    this.drawn = drawing;
+    this.define = (area, zoom) => elements(this.doc, drawing, this.side, ghosts, theme, area, zoom);
+    this.loaded = null;
+    this.cy.elements().remove();
+    if (leader) {
+      this.cy.resize();
+      this.follow(leader.cy.zoom(), leader.cy.pan());
+    } else if (held) {
       const zoom = this.cy.zoom(), pan = this.cy.pan();
       this.cy.pan({ x: pan.x + (held.was.x - held.is.x) * zoom, y: pan.y + (held.was.y - held.is.y) * zoom });
-    }
-    const begins = this.drawn === null;
-    this.drawn = drawing;
-    if (begins || !held) this.fit(READABLE);
+    } else this.fit(READABLE);
+    this.load();
+  }
+
+  // Only what is in view, or near it, is on the canvas: that keeps panning smooth however large the graph is.
+  private load(): void {
+    if (!this.define) return;
+    const view = this.cy.extent(), zoom = this.cy.zoom(), known = this.loaded;
+    const inside = known && known.x1 <= view.x1 && known.y1 <= view.y1 && known.x2 >= view.x2 && known.y2 >= view.y2;
+    if (inside && zoom < 3 * known.zoom && zoom < FAR === known.zoom < FAR) return;
+    const dx = MARGIN * view.w, dy = MARGIN * view.h;
+    this.loaded = { x1: view.x1 - dx, y1: view.y1 - dy, x2: view.x2 + dx, y2: view.y2 + dy, zoom };
+    const wanted = this.define(this.loaded, zoom), refill = known && zoom < FAR !== known.zoom < FAR;
+    this.cy.batch(() => {
+      const here = new Set<string>();
+      this.cy.elements().filter((entry) => refill || !wanted.has(entry.id())).remove();
+      this.cy.elements().forEach((entry) => void here.add(entry.id()));
+      this.cy.add([...wanted].filter(([id]) => !here.has(id)).map(([, element]) => element));
+    });
+    this.mark();
   }
 
   private hold(was: Drawing, is: Drawing, anchor: string | null): { was: Point; is: Point } | null {
@@ -256,25 +309,20 @@ export class Canvas {
     return best && { was: corner(best), is: now.get(best.key)! };
   }
 
-  emphasise(focus: Focus, visible: (id: number) => string | null): void {
-    this.cy.batch(() => {
-      this.cy.nodes(".chosen, .near, .dim").removeClass("chosen near dim");
-      this.cy.edges(".dim").removeClass("dim");
-      if (focus.stage) {
-        this.cy.nodes(".leaf").filter((node) => node.data("stage") !== focus.stage).addClass("dim");
-      }
-      for (const id of focus.near) {
-        const key = visible(id);
-        if (key) this.cy.getElementById(key).addClass("near");
-      }
-      const key = focus.selected === null ? null : visible(focus.selected);
-      if (key) this.cy.getElementById(key).removeClass("near").addClass("chosen");
-    });
+  // What is chosen, what it is next to, and the only stage to show: keys of elements.
+  emphasise(focus: Focus): void {
+    this.focus = focus;
+    this.mark();
   }
 
-  choose(key: string | null): void {
-    this.cy.nodes(".chosen").removeClass("chosen");
-    if (key) this.cy.getElementById(key).addClass("chosen");
+  private mark(): void {
+    const { chosen, near, stage } = this.focus;
+    this.cy.batch(() => {
+      this.cy.nodes(".chosen, .near, .dim").removeClass("chosen near dim");
+      if (stage) this.cy.nodes(".leaf").filter((node) => node.data("stage") !== stage).addClass("dim");
+      for (const key of near) this.cy.getElementById(key).addClass("near");
+      if (chosen) this.cy.getElementById(chosen).removeClass("near").addClass("chosen");
+    });
   }
 
   // All of the layout; at a zoom that is at least `least`, as much of its beginning as there is room for.

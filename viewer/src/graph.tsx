@@ -25,6 +25,7 @@ type Props = {
   commands: { current: Commands | null };
 };
 
+const SIDES: Side[] = ["before", "after"];
 export type Commands = { fit: () => void; zoom: (factor: number) => void; pan: (x: number, y: number) => void };
 
 // What stands for a node: itself, or the closed module around it.
@@ -38,7 +39,6 @@ export function visible(model: Tree, open: Set<string>, id: number): string | nu
 export function GraphView(props: Props) {
   const { doc, span, model, open, double, theme, stage, selected, anchor, goal } = props;
   const pass = span.to;
-  const sides: Side[] = double ? ["before", "after"] : ["after"];
   const layouter = useMemo(() => new Layouter(model, measurer(doc)), [doc, model]);
   const drawing = useMemo<Drawing>(() => {
     const start = performance.now();
@@ -58,26 +58,28 @@ export function GraphView(props: Props) {
       toggle: (path: string) => now.current.onToggle(path),
       nothing: () => now.current.onSelect(null),
     };
-    canvases.current = sides.map((side) => new Canvas(boxes[side].current!, doc, side, handlers));
-    if (double) canvases.current[0].pair(canvases.current[1]);
-    const watch = new ResizeObserver(() => canvases.current.forEach((canvas) => canvas.cy.resize()));
-    for (const side of sides) watch.observe(boxes[side].current!);
-    props.commands.current = {
-      fit: () => canvases.current.forEach((canvas) => canvas.fit()),
-      zoom: (factor) => canvases.current[0].zoomBy(factor),
-      pan: (x, y) => canvases.current[0].panBy(x, y),
-    };
+    const [before, after] = SIDES.map((side) => new Canvas(boxes[side].current!, doc, side, handlers));
+    before.pair(after);
+    canvases.current = [before, after];
+    const watch = new ResizeObserver(() => {
+      after.resized(true);
+      before.resized(false);
+    });
+    for (const side of SIDES) watch.observe(boxes[side].current!);
+    props.commands.current = { fit: () => after.fit(), zoom: (factor) => after.zoomBy(factor), pan: (x, y) => after.panBy(x, y) };
     return () => {
       watch.disconnect();
       canvases.current.forEach((canvas) => canvas.destroy());
-      canvases.current = [];
     };
-  }, [doc, double]);
+  }, [doc]);
 
-  useLayoutEffect(() => canvases.current.forEach((canvas) => canvas.paint(theme)), [doc, double, theme]);
+  useLayoutEffect(() => canvases.current.forEach((canvas) => canvas.paint(theme)), [doc, theme]);
 
+  // The side before the pass is only hidden where there is nothing to compare.
   useLayoutEffect(() => {
-    canvases.current.forEach((canvas) => canvas.draw(drawing, !double, theme, anchor));
+    const [before, after] = canvases.current;
+    after.draw(drawing, !double, theme, anchor);
+    if (double) before.draw(drawing, false, theme, anchor, after);
     requestAnimationFrame(() => performance.mark("graphopt:drawn"));
   }, [drawing, double, theme]);
 
@@ -85,16 +87,19 @@ export function GraphView(props: Props) {
   useEffect(() => {
     const chosen = selected && "node" in selected ? selected.node : null;
     const version = chosen === null ? undefined : (versionAt(doc.nodes[chosen], pass) ?? nearest(doc.nodes[chosen], pass));
-    const near = new Set(chosen === null ? [] : [...(version?.inputs ?? []), ...(readers.get(chosen) ?? [])]);
-    for (const canvas of canvases.current) {
-      canvas.emphasise({ selected: chosen, near, stage }, (id) => visible(model, open, id));
-      if (selected && "group" in selected) canvas.choose(`g:${selected.group}`);
-    }
+    const near = [...(version?.inputs ?? []), ...(chosen === null ? [] : (readers.get(chosen) ?? []))];
+    const shown = (id: number): string | null => visible(model, open, id);
+    const focus = {
+      chosen: selected && "group" in selected ? `g:${selected.group}` : chosen === null ? null : shown(chosen),
+      near: new Set(near.map(shown).filter((key) => key !== null)),
+      stage,
+    };
+    for (const canvas of canvases.current) canvas.emphasise(focus);
   }, [drawing, double, theme, selected, stage]);
 
   useEffect(() => {
     const key = goal && visible(model, open, goal.key);
-    if (key) canvases.current.forEach((canvas) => canvas.centre(key));
+    if (key) canvases.current[1].centre(key);
   }, [goal]);
 
   const title = (side: Side): string => {
@@ -103,8 +108,8 @@ export function GraphView(props: Props) {
   };
   return (
     <div class={`canvases${double ? " double" : ""}`}>
-      {sides.map((side) => (
-        <figure key={side} class="pane" data-side={side}>
+      {SIDES.map((side) => (
+        <figure key={side} class="pane" data-side={side} hidden={side === "before" && !double}>
           <figcaption>{title(side)}</figcaption>
           <div
             ref={boxes[side]} class="canvas" tabIndex={0} role="group"

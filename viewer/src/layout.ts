@@ -11,6 +11,7 @@ export type Drawing = { items: Item[]; lines: Line[]; ports: (Point & { key: str
 export type Size = { width: number; height: number };
 
 type Wire = { from: string; to: string; count: number; before: boolean; after: boolean };
+type Arrangement = Size & { spots: Point[]; bends: Point[][] };
 const HEAD = 30, PAD = 14, PORT = 6;
 export const IN = "i:", OUT = "o:", GROUP = "g:", LEAF = "n:";
 
@@ -18,6 +19,7 @@ export const keyOf = (entry: Group | Leaf): string => ("path" in entry ? GROUP +
 
 export class Layouter {
   private cache = new Map<string, Drawing>();
+  private alike = new Map<string, Arrangement>();
   private wires = new Map<string, Map<string, Wire>>();  // group → wires among its children, whether it is open or not
   private inner = new Map<string, string[]>();  // group → paths of all groups below it
 
@@ -66,46 +68,60 @@ export class Layouter {
 
   private place(group: Group, open: Set<string>): Drawing {
     const wires = [...(this.wires.get(group.path)?.values() ?? [])];
-    const children = [...group.groups, ...group.leaves];
-    const graph = new Graph({ directed: true, multigraph: false, compound: false });
-    const ranker = children.length > 100 ? "longest-path" : "network-simplex";
-    graph.setGraph({ rankdir: "TB", ranksep: 26, nodesep: 16, edgesep: 10, marginx: 0, marginy: 0, ranker });
-    graph.setDefaultEdgeLabel(() => ({}));
+    const children = [...group.groups, ...group.leaves], keys = children.map(keyOf);
     const within = new Map<string, Drawing>();
-    for (const child of children) {
-      const key = keyOf(child);
-      if ("path" in child && open.has(child.path)) {
-        const drawing = this.inside(child, open);
-        within.set(key, drawing);
-        graph.setNode(key, { width: drawing.width, height: drawing.height });
-      } else graph.setNode(key, { ...this.measure(child) });
+    const sizes = children.map((child, k): Size => {
+      if (!("path" in child && open.has(child.path))) return this.measure(child);
+      const drawing = this.inside(child, open);
+      within.set(keys[k], drawing);
+      return { width: drawing.width, height: drawing.height };
+    });
+    // Ports have places like children, so that one number stands for either.
+    const index = new Map(keys.map((key, k) => [key, k]));
+    for (const port of [IN + group.path, OUT + group.path]) {
+      if (!wires.some(({ from, to }) => from === port || to === port)) continue;
+      index.set(port, sizes.length);
+      sizes.push({ width: PORT, height: PORT });
     }
-    const input = IN + group.path, output = OUT + group.path;
-    for (const { from, to, count } of wires) {
-      for (const port of [from, to]) {
-        if (port === input || port === output) graph.setNode(port, { width: PORT, height: PORT });
-      }
-      if (from !== to) graph.setEdge(from, to, { weight: count > 1 ? 2 : 1, minlen: 1 });
-    }
-    dagre(graph);
-    return this.collect(group, graph, wires, within);
+    const ends = wires.map(({ from, to, count }): [number, number, number] => [index.get(from)!, index.get(to)!, count > 1 ? 2 : 1]);
+    return this.collect(group, children, wires, within, index, this.arrange(sizes, ends));
   }
 
-  private collect(group: Group, graph: Graph, wires: Wire[], within: Map<string, Drawing>): Drawing {
-    const frame = group.parent !== null;
-    const size = graph.graph() as { width?: number; height?: number };
-    const title = frame ? this.measure(group).width : 0;
-    const dx = frame ? Math.max(PAD, (title - (size.width ?? 0)) / 2) : 0, dy = frame ? HEAD : 0;
-    const drawing: Drawing = {
-      items: [], lines: [], ports: [], width: (size.width ?? 0) + 2 * dx, height: (size.height ?? 0) + dy + (frame ? PAD : 0),
+  // Blocks of a model are alike: what was laid out once need not be again.
+  private arrange(sizes: Size[], ends: [number, number, number][]): Arrangement {
+    const signature = `${sizes.map(({ width, height }) => `${width},${height}`).join(" ")}|${ends.join(" ")}`;
+    const known = this.alike.get(signature);
+    if (known) return known;
+    const graph = new Graph({ directed: true, multigraph: false, compound: false });
+    const ranker = sizes.length > 100 ? "longest-path" : "network-simplex";
+    graph.setGraph({ rankdir: "TB", ranksep: 26, nodesep: 16, edgesep: 10, marginx: 0, marginy: 0, ranker });
+    graph.setDefaultEdgeLabel(() => ({}));
+    sizes.forEach((size, k) => graph.setNode(String(k), { ...size }));
+    for (const [from, to, weight] of ends) if (from !== to) graph.setEdge(String(from), String(to), { weight, minlen: 1 });
+    dagre(graph);
+    const all = graph.graph() as { width?: number; height?: number };
+    const made: Arrangement = {
+      width: finite(all.width), height: finite(all.height),
+      spots: sizes.map((_, k) => graph.node(String(k)) as Point),
+      bends: ends.map(([from, to]) => (from === to ? [] : ((graph.edge(String(from), String(to)) as { points?: Point[] }).points ?? []))),
     };
-    const port = new Map<string, Point>();
-    for (const child of [...group.groups, ...group.leaves]) {
-      const key = keyOf(child), spot = graph.node(key), inner = within.get(key);
-      const x = spot.x + dx, y = spot.y + dy;
+    this.alike.set(signature, made);
+    return made;
+  }
+
+  private collect(
+    group: Group, children: (Group | Leaf)[], wires: Wire[], within: Map<string, Drawing>, index: Map<string, number>, found: Arrangement,
+  ): Drawing {
+    const frame = group.parent !== null, title = frame ? this.measure(group).width : 0;
+    const dx = frame ? Math.max(PAD, (title - found.width) / 2) : 0, dy = frame ? HEAD : 0;
+    const drawing: Drawing = { items: [], lines: [], ports: [], width: found.width + 2 * dx, height: found.height + dy + (frame ? PAD : 0) };
+    const ports = new Map<string, Point>();
+    children.forEach((child, k) => {
+      const key = keyOf(child), inner = within.get(key), size = inner ?? this.measure(child);
+      const x = found.spots[k].x + dx, y = found.spots[k].y + dy;
       const entry = "path" in child ? { group: child } : { leaf: child };
-      drawing.items.push({ key, ...entry, open: inner !== undefined, x, y, width: spot.width, height: spot.height });
-      if (!inner) continue;
+      drawing.items.push({ key, ...entry, open: inner !== undefined, x, y, width: size.width, height: size.height });
+      if (!inner) return;
       const left = x - inner.width / 2, top = y - inner.height / 2;
       const moved = ({ x, y }: Point): Point => ({ x: x + left, y: y + top });
       for (const item of inner.items) drawing.items.push({ ...item, ...moved(item) });
@@ -113,33 +129,32 @@ export class Layouter {
       for (const one of inner.ports) {
         const at = { key: one.key, ...moved(one) };
         drawing.ports.push(at);
-        port.set(one.key, at);
+        ports.set(one.key, at);
       }
-    }
+    });
     for (const [key, y] of [[IN + group.path, 0], [OUT + group.path, drawing.height]] as const) {
-      if (frame && graph.hasNode(key)) {
-        const at = { key, x: graph.node(key).x + dx, y };
-        drawing.ports.push(at);
-        port.set(key, at);
-      }
+      const k = index.get(key);
+      if (k === undefined) continue;
+      const at = { key, x: found.spots[k].x + dx, y };
+      drawing.ports.push(at);
+      ports.set(key, at);
     }
-    for (const { from, to, count, before, after } of wires) {
-      const edge = graph.edge(from, to) as { points?: Point[] } | undefined;
-      if (!edge?.points) continue;
-      const points = edge.points.map(({ x, y }) => ({ x: x + dx, y: y + dy }));
+    wires.forEach(({ from, to, count, before, after }, k) => {
+      if (!found.bends[k].length) return;
+      const points = found.bends[k].map(({ x, y }) => ({ x: x + dx, y: y + dy }));
       // An open module is entered and left by its ports.
       const source = within.has(from) ? OUT + from.slice(GROUP.length) : from;
       const target = within.has(to) ? IN + to.slice(GROUP.length) : to;
-      const first = port.get(source), last = port.get(target);
+      const first = ports.get(source), last = ports.get(target);
       if (first) points[0] = first;
       if (last) points[points.length - 1] = last;
-      drawing.lines.push({
-        key: `${from}>${to}`, from: first ? source : from, to: last ? target : to, points, count, before, after,
-      });
-    }
+      drawing.lines.push({ key: `${from}>${to}`, from: first ? source : from, to: last ? target : to, points, count, before, after });
+    });
     return drawing;
   }
 }
+
+const finite = (size: number | undefined): number => (size !== undefined && Number.isFinite(size) ? size : 0);
 
 // From the whole model down to the leaf.
 function chain(leaf: Leaf): (Group | Leaf)[] {

@@ -145,7 +145,7 @@ function App({ doc }: { doc: Document }) {
           <button type="button" class="tool" disabled={!changed.length} title="Expand every module that the pass changed" onClick={openChanges}>Expand changes</button>
           <span class="gap" />
           <button type="button" class="tool" onClick={expandAll}>Expand all</button>
-          <button type="button" class="tool" onClick={() => { setAnchor(null); setOpen(atFirst(model)); }}>Collapse</button>
+          <button type="button" class="tool" onClick={() => { setAnchor(null); setOpen(atFirst(model)); }}>Collapse all</button>
           <span class="gap" />
           <button type="button" class="tool" aria-label="Zoom out" title="Zoom out (−)" onClick={() => commands.current?.zoom(0.8)}>−</button>
           <button type="button" class="tool" aria-label="Zoom in" title="Zoom in (+)" onClick={() => commands.current?.zoom(1.25)}>+</button>
