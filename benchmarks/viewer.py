@@ -45,8 +45,8 @@ def _flux(blocks: int) -> Callable[[], DiffusersPipeline]:
 MODELS: dict[str, Callable[[], DiffusersPipeline]] = {
     "emoji-unet": lambda: diffusers_pipelines(TINY)["emoji-unet"],
     "emoji-dit": lambda: diffusers_pipelines(TINY)["emoji-dit"],
-    "flux-like 1,000": _flux(42),
-    "flux-like 3,000": _flux(120),
+    "flux-like 1,000": _flux(24),
+    "flux-like 3,000": _flux(72),
 }
 
 
