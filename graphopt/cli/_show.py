@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -170,9 +171,15 @@ def show_loops(console: Console, report: Report) -> None:
             rows = table("Relations between calls", "module", "relation", "known by", "fate",
                          left=("relation", "known by", "fate"))  # fmt: skip
             for entry in loop.relations:
-                rows.add_row(entry.module, entry.what, entry.seen, "; ".join(filter(None, (entry.fate, entry.holds))))
+                fate = "; ".join(filter(None, (entry.fate, entry.holds)))
+                rows.add_row(entry.module, entry.what, _short(entry.seen), fate)
             console.print(rows)
         console.print()
+
+
+def _short(seen: str) -> str:
+    """``proved by pipeline_flux.py:901``: without folders, which do not fit into a column."""
+    return re.sub(r"\S*/", "", seen)
 
 
 def show_inputs(console: Console, report: Report) -> None:

@@ -10,6 +10,7 @@ from graphopt.cli._app import Debug, Group
 from graphopt.cli.demo import demo
 from graphopt.cli.graph import graph
 from graphopt.cli.passes import passes
+from graphopt.cli.profile import profile
 from graphopt.cli.report import report
 from graphopt.cli.run import run
 
@@ -44,5 +45,5 @@ def main(
     """
 
 
-for verb in (demo, run, report, graph, passes):
+for verb in (demo, run, report, graph, profile, passes):
     app.command()(verb)
