@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from graphopt.debug.history import Compilation, History
 
 _STAGES = ("weights", "request", "schedule", "request_schedule", "common", "step")  # ir.stages has them, with torch
-_PRINTED = ("json",)  # to standard output, unless a file is named
+_PRINTED = ("json", "dot", "explorer")  # to standard output, unless a file is named
 
 
 def graph(
@@ -41,7 +43,10 @@ def graph(
     stage: Annotated[str | None, typer.Option(help=f"To show alone: {', '.join(_STAGES)}.")] = None,
     after: Annotated[str | None, typer.Option(metavar="PASS", help="To begin with: its name or number; 0 as captured.")] = None,
     format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; else by the ending of FILE, or html.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else graphopt-graph.html, or standard output for json.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else graphopt-graph.html (or .svg, .png); standard output for text.")] = None,
+    depth: Annotated[int, typer.Option(min=0, help="Levels of submodules in a picture (svg, png, dot).")] = 2,
+    compare: Annotated[bool, typer.Option("--compare", help="A picture of what the pass of --after did.")] = False,
+    open_explorer: Annotated[bool, typer.Option("--open-explorer", help="Start Model Explorer, where it is installed.")] = False,
     prompt: Prompt = PROMPT,
     steps: Steps = STEPS,
     height: Pixels = None,
@@ -67,12 +72,17 @@ def graph(
         graphopt graph emoji-dit --after hoist --steps 20 -o dit.html
 
         graphopt graph emoji-unet --module vae.decoder --format json | jq '.passes[-1].stages'
+
+        graphopt graph emoji-unet --after hoist --compare -o hoist.svg
     """
-    chosen = _format(format, output)
+    chosen = _format("explorer" if open_explorer else format, output)
     if stage is not None and stage not in _STAGES:
         raise UsageError(f"unknown stage '{stage}'", where="--stage", hint=nearest(stage, _STAGES))
     if output is not None and not output.expanduser().absolute().parent.is_dir():
         raise UsageError("there is no such folder", where=str(output.parent), hint="make it first")
+    if open_explorer and importlib.util.find_spec("model_explorer") is None:
+        hint = "pip install 'graphopt[explorer]', or --format explorer -o FILE"
+        raise UsageError("Model Explorer is not installed", where="--open-explorer", hint=hint)
     request = Request(pipeline, prompt, steps, height=height, width=width, arg=tuple(arg or ()), dtype=dtype,
                       target=target, pass_pipeline=pass_pipeline, passes=tuple(one_pass or ()))  # fmt: skip
     session = request.open()
@@ -85,7 +95,11 @@ def graph(
     from graphopt.debug.viz.model import View
 
     calls = _calls(session, compilation.name)
-    made = FORMATS[chosen](compilation, View(session.title, steps, calls, stage, number))
+    view = View(session.title, steps, calls, stage, number, depth=depth, compare=compare)
+    if open_explorer:
+        _open_explorer(compilation, output or Path("graphopt-graph.json"), number)
+        return
+    made = FORMATS[chosen](compilation, view)
     if output is None and chosen in _PRINTED:
         sys.stdout.buffer.write(made)
         return
@@ -100,6 +114,14 @@ def graph(
 
     text = f"{file}: {about['module']}, {about['nodes']} nodes, {about['passes']} passes, {scaled(len(made), 'B')}"
     out().print(text, markup=False, soft_wrap=True)
+
+
+def _open_explorer(compilation: Compilation, file: Path, number: int | None) -> None:
+    """Write the files of Model Explorer, and start it on them."""
+    from graphopt.debug.viz.explorer import open_explorer, write
+
+    written = write(compilation, file, (0, -1 if number is None else number))
+    open_explorer(written[0], written[1:])
 
 
 def _format(name: str | None, output: Path | None) -> str:
@@ -119,10 +141,11 @@ def _number(after: str, session: Session) -> int:
     if after.isdecimal() and int(after) <= len(order):
         return int(after)
     names = [pass_.name for pass_ in order]
-    if after not in names:
+    wanted = re.sub(r"^\d{3}_", "", after)  # 007_hoist, as dumps are called
+    if wanted not in names:
         known = f"; or a number up to {len(order)}"
-        raise UsageError(f"no pass '{after}' runs", where="--after", hint=nearest(after, set(names)) + known)
-    return len(names) - names[::-1].index(after)
+        raise UsageError(f"no pass '{after}' runs", where="--after", hint=nearest(wanted, set(names)) + known)
+    return len(names) - names[::-1].index(wanted)
 
 
 def _chosen(module: str | None, session: Session, history: History) -> Compilation:

@@ -213,6 +213,7 @@ export class Canvas {
   readonly cy: Core;
   private twins: Canvas[] = [];
   private drawn: Drawing | null = null;
+  private moved = false;  // by the reader, since all was last shown
   private define: ((area: Area, zoom: number) => Map<string, ElementDefinition>) | null = null;
   private loaded: (Area & { zoom: number }) | null = null;
   private focus: Focus = { chosen: null, near: new Set(), stage: null };
@@ -233,6 +234,7 @@ export class Canvas {
     };
     this.cy.on("tap", "node.group", (event) => handlers[onSign(event) ? "toggle" : "group"](path(event.target.id())));
     this.cy.on("dbltap", "node.group", (event) => onSign(event) || handlers.toggle(path(event.target.id())));
+    this.cy.on("dragpan scrollzoom pinchzoom", () => (this.moved = this.twins[0].moved = true));
     this.cy.on("viewport resize", () => this.load());
     this.cy.on("viewport", () => this.twins.forEach((twin) => twin.follow(this.cy.zoom(), this.cy.pan())));
     this.cy.on("mouseover", "node.leaf, node.group", () => (container.style.cursor = "pointer"));
@@ -260,10 +262,11 @@ export class Canvas {
     this.cy.style(styles(theme));
   }
 
-  // Draw; what `anchor` names, or else what is in the middle, stays where it is on the screen.
+  // Draw. What `anchor` names stays where it is on the screen, or else what is in the middle of a view that the reader
+  // has chosen; a view that nobody has moved shows all, or the beginning.
   // A side that follows `leader` is seen from where the leader is seen.
   draw(drawing: Drawing, ghosts: boolean, theme: Theme, anchor: string | null, leader?: Canvas): void {
-    const held = !leader && this.drawn && this.hold(this.drawn, drawing, anchor);
+    const held = !leader && this.drawn && (anchor !== null || this.moved) && this.hold(this.drawn, drawing, anchor);
     this.drawn = drawing;
     this.define = (area, zoom) => elements(this.doc, drawing, this.side, ghosts, theme, area, zoom);
     this.loaded = null;
@@ -329,6 +332,7 @@ export class Canvas {
   fit(least = 0.003): void {
     this.cy.resize();
     if (!this.drawn) return;
+    this.moved = false;
     const view = { w: this.cy.width(), h: this.cy.height() }, { width: w, height: h } = this.drawn;
     const zoom = Math.min(1.1, Math.max(Math.min(view.w / (w + 32), view.h / (h + 64)), Math.min(least, view.w / (w + 32))));
     const y = Math.max((view.h - zoom * h) / 2, 32 * Math.min(1, zoom * 2));
@@ -339,16 +343,19 @@ export class Canvas {
   centre(key: string): void {
     const item = this.drawn?.items.find((entry) => entry.key === key);
     if (!item) return;
+    this.moved = true;
     const zoom = Math.min(1.1, Math.max(this.cy.zoom(), 0.7));
     this.cy.viewport({ zoom, pan: { x: this.cy.width() / 2 - zoom * item.x, y: this.cy.height() / 2 - zoom * item.y } });
   }
 
   zoomBy(factor: number): void {
+    this.moved = true;
     const middle = { x: this.cy.width() / 2, y: this.cy.height() / 2 };
     this.cy.zoom({ level: this.cy.zoom() * factor, renderedPosition: middle });
   }
 
   panBy(x: number, y: number): void {
+    this.moved = true;
     this.cy.panBy({ x, y });
   }
 

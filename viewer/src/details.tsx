@@ -1,7 +1,7 @@
 // What is known of the chosen node or module, or of the pass where none is chosen.
 import type { ComponentChildren } from "preact";
 import { useMemo } from "preact/hooks";
-import { consumers, isWeight, isWhole, KINDS, nearest, shortOp, versionAt, type Document, type Kind, type Node, type Span, type Stage, type Version } from "./document";
+import { consumers, isWeight, isWhole, KINDS, nearest, shortOp, STAGES, versionAt, type Document, type Kind, type Node, type Span, type Stage, type Version } from "./document";
 import { shapeOf } from "./canvas";
 import { change, METRICS, plural, scaled, stageTitle } from "./format";
 import { name, type Selection } from "./graph";
@@ -193,7 +193,7 @@ function GroupDetails({ doc, pass, group, open, onToggle, onClose, onGroup, onNo
 
 function PassDetails({ doc, pass, span, changes, onNode }: Props) {
   const whole = isWhole(doc, span), entry = doc.passes[pass], before = doc.passes[span.from];
-  const stages = [...new Set([...Object.keys(before.stages), ...Object.keys(entry.stages)])] as Stage[];
+  const stages = STAGES.filter((stage) => before.stages[stage] || entry.stages[stage]);
   const held = entry.refusals.reduce((sum, one) => sum + one.places.length, 0);
   return (
     <>

@@ -1,5 +1,5 @@
 // Colours of the canvas; those of the rest are in style.css. Stages: tints of Okabe and Ito's colours, which people with
-// any kind of colour vision tell apart; the step, where most operations are, has none. Marks have signs beside colours.
+// any kind of colour vision tell apart, as in graphopt/debug/viz/palette.py. Marks have signs beside colours.
 import { STAGES, type Kind, type Stage } from "./document";
 
 export type Theme = "light" | "dark";
@@ -10,10 +10,10 @@ export const MARKS: Record<Theme, Record<Kind, string>> = {
 };
 export const FILLS: Record<Theme, Record<Stage, string>> = {
   light: {
-    weights: "#cfd3da", request: "#b9def5", schedule: "#f9d48c", request_schedule: "#eac0da", common: "#a9dfcb", step: "#ffffff",
+    weights: "#cfd3da", request: "#b9def5", schedule: "#f9d48c", request_schedule: "#eac0da", common: "#a9dfcb", step: "#fbeadf",
   },
   dark: {
-    weights: "#59606c", request: "#1f5878", schedule: "#7a5610", request_schedule: "#75406a", common: "#17604b", step: "#262c36",
+    weights: "#59606c", request: "#1f5878", schedule: "#7a5610", request_schedule: "#75406a", common: "#17604b", step: "#43301f",
   },
 };
 export const SURFACE: Record<Theme, { text: string; faint: string; line: string; border: string; frame: string; input: string; focus: string; page: string }> = {

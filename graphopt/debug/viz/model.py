@@ -39,6 +39,7 @@ class View:
     stage : the only stage to show, or the one to begin with; None for all.
     after : the number of the pass to show, or to begin with; None for the last.
     errors : of nodes of the last Program, by name, where they were measured: relative, against the original.
+    depth, compare : of pictures, see `graphopt.debug.viz.dot`.
     """
 
     pipeline: str = ""
@@ -47,6 +48,8 @@ class View:
     stage: str | None = None
     after: int | None = None
     errors: Mapping[str, float] = field(default_factory=dict)
+    depth: int = 2
+    compare: bool = False
 
     @property
     def runs(self) -> dict[str, dict[str, int]]:
