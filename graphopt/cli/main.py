@@ -10,6 +10,7 @@ from graphopt.cli._app import Debug, Group
 from graphopt.cli.demo import demo
 from graphopt.cli.diff import diff
 from graphopt.cli.explain import explain
+from graphopt.cli.graph import graph
 from graphopt.cli.passes import passes
 from graphopt.cli.profile import profile
 from graphopt.cli.report import report
@@ -47,5 +48,5 @@ def main(
     """
 
 
-for verb in (demo, run, report, explain, profile, passes, trace, diff):
+for verb in (demo, run, report, explain, graph, profile, trace, diff, passes):
     app.command()(verb)
