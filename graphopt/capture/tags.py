@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Callable, Iterable
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ def kept() -> bool:
 def of_class(kind: type) -> dict[str, Any] | None:
     """The dict behind ``vars(kind)``, which is written when attributes of the class are; None where there is no one."""
     attributes = vars(kind)
-    found = gc.get_referents(attributes) if isinstance(attributes, MappingProxyType) else []
+    found = gc.get_referents(attributes)
     return found[0] if len(found) == 1 and type(found[0]) is dict and found[0] == attributes else None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -31,20 +31,22 @@ class Words:
     holders : whatever keeps that memory alive and where it is; held as long as the words are.
     """
 
-    def __init__(self, addresses: Iterable[int], holders: Sequence[Any]) -> None:
-        self._places = (np.fromiter(addresses, dtype=np.int64) - _BASE) // BYTES
+    def __init__(self, addresses: Iterable[int], holders: Any) -> None:
+        # In order: words of one cache line, and of one page, one after the other.
+        self._places = np.sort(np.fromiter(addresses, dtype=np.int64) - _BASE) // BYTES
         self._holders = holders
 
     def read(self) -> bytes:
-        """What they hold now."""
+        """What they hold now, by rising address."""
         return _memory().take(self._places).tobytes()
 
 
 @functools.cache
 def _memory() -> npt.NDArray[np.uint64]:
     """All addresses that a process on a 64-bit system can have, as one array; nothing is read yet."""
-    whole = (ctypes.c_uint64 * ((1 << 47) // BYTES - 1)).from_address(_BASE)
-    return np.frombuffer(whole, dtype=np.uint64)
+    whole: Any = (ctypes.c_uint64 * ((1 << 47) // BYTES - 1)).from_address(_BASE)
+    memory: npt.NDArray[np.uint64] = np.frombuffer(whole, dtype=np.uint64)
+    return memory
 
 
 def _word(address: int) -> int:
@@ -71,10 +73,10 @@ def place_of_tag() -> int | None:
 
 def places_of_shell(owner: Any) -> tuple[int, int] | None:
     """At how many bytes from its start an object refers to its class and to its ``__dict__``; None if not known."""
-    kind = type(owner)
+    kind, own = type(owner), owner.__dict__  # asked for first: it may not have been made yet
     of_dict = kind.__dictoffset__ if kind.__dictoffset__ > 0 else _place_of_managed()
     of_kind = object.__basicsize__ - BYTES
-    if of_dict is None or _word(id(owner) + of_kind) != id(kind) or _word(id(owner) + of_dict) != id(owner.__dict__):
+    if of_dict is None or _word(id(owner) + of_kind) != id(kind) or _word(id(owner) + of_dict) != id(own):
         return None
     return of_kind, of_dict
 
@@ -89,6 +91,7 @@ def _place_of_managed() -> int | None:
     for key in range(64):
         if key % 2:
             probe.__dict__ = {"key": key}
-        if _word(id(probe) + place) != id(probe.__dict__):
+        own = probe.__dict__  # made now, if it was not yet
+        if _word(id(probe) + place) != id(own):
             return None
     return place

@@ -257,7 +257,8 @@ class Variant:
                 self._doubt([keys[k][0] for k in self._constants if k in keys])
         with torch.no_grad():
             results = self.built.kernels[-1](*self._plans[-1][0](values))
-        return tuple(results) if self._flat else tree_unflatten(list(results), self.built.program.out_spec)
+        spec = self.built.program.out_spec
+        return tuple(results) if self._flat or spec is None else tree_unflatten(list(results), spec)
 
     def _doubt(self, keys: list[Any]) -> None:
         """Give up on parts that were thought to stay the same and change in the middle of a run."""

@@ -50,7 +50,7 @@ def digest(tensor: torch.Tensor) -> bytes:
     """128 bits of the contents: every bit of every element, in logical order."""
     # As below, without the operators, which cost more than a small tensor's contents.
     if tensor.dtype in _NUMPY and tensor.is_cpu and tensor.is_contiguous() and tensor.numel() and not tensor.is_neg():
-        return xxhash.xxh3_128_digest((tensor.detach() if tensor.requires_grad else tensor).numpy())
+        return xxhash.xxh3_128_digest((tensor.detach() if tensor.requires_grad else tensor).numpy().data)
     data = _flat(tensor)
     if data.numel() == 0:
         return b""

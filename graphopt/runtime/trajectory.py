@@ -94,8 +94,8 @@ class Trajectory:
         before, self._times = self._times, list(map(_numbers, times))
         if before is None or list(map(len, before)) != list(map(len, self._times)):
             return False
-        old, new = (list(itertools.chain.from_iterable(numbers)) for numbers in (before, self._times))
-        falls, rises = all(map(operator.le, new, old)), all(map(operator.ge, new, old))
+        was, now = (list(itertools.chain.from_iterable(numbers)) for numbers in (before, self._times))
+        falls, rises = all(map(operator.le, now, was)), all(map(operator.ge, now, was))
         if falls and rises and stays:
             return True
         if falls == rises or (self._falling is not None and falls != self._falling):

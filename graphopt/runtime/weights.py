@@ -217,8 +217,8 @@ class _Heads:
 
 def _extent(weight: torch.Tensor) -> tuple[int, int]:
     """The address of a weight, and how many of the bytes from there on are its head."""
-    begin = weight.storage_offset() * weight.element_size()
-    return weight.untyped_storage().data_ptr() + begin, min(_HEAD_BYTES, weight.untyped_storage().nbytes() - begin)
+    begin = int(weight.storage_offset()) * weight.element_size()
+    return weight.untyped_storage().data_ptr() + begin, min(_HEAD_BYTES, int(weight.untyped_storage().nbytes()) - begin)
 
 
 def _is_whole(weight: torch.Tensor, start: int, size: int) -> bool:

@@ -31,7 +31,7 @@ class OtherProcessor(Processor):
 class Copies:
     """Gives another dict whenever it is asked for its own."""
 
-    __dict__ = property(lambda self: {"scale": 1.0})  # type: ignore[assignment]
+    __dict__ = property(lambda self: {"scale": 1.0})
 
 
 def _scaled(by: float) -> tuple[Callable[[], float], Callable[[float], None]]:
@@ -156,12 +156,14 @@ NO_CHANGES: dict[str, Callable[[Net], object]] = {
 }
 
 
-@pytest.fixture(params=[True, False], ids=["by tags", "by value"])
+@pytest.fixture(params=["in memory", "by tags", "by value"])
 def tagged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Where Python keeps tags of dicts, and where it does not."""
-    if not request.param:
+    """Where tags of dicts can be read in memory, where dicts are asked for them, and where Python keeps none."""
+    if request.param == "by value":
         monkeypatch.setattr(tags, "kept", lambda: False)
-    return bool(request.param)
+    if request.param != "in memory":
+        monkeypatch.setattr("graphopt.capture.guards.place_of_tag", lambda: None)
+    return bool(request.param != "by value")
 
 
 @pytest.mark.parametrize("name", CHANGES)
