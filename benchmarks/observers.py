@@ -14,7 +14,8 @@ Programs:
 
 Times are processor seconds of the thread (other programs' turns do not count); ratios are to the first way, round by
 round, with 95 % bootstrap intervals of their median. The last column is counted instead of compared, which noise cannot
-hide: events, times what it takes to hand one through the compiler's own observers to nobody. Exit status 1 when hooks cost 2 % of building or more beyond the interval.
+hide: events, times what it takes to hand one through the compiler's own observers to nobody. Exit status 1 when hooks
+cost 2 % of building or more beyond the interval.
 """
 
 from __future__ import annotations
