@@ -25,4 +25,5 @@ def test_a_row_per_pipeline() -> None:
     row = measure(diffusers_pipelines(TINY)["dit-s/2"], rounds=2)
     assert [timing.name for timing in row.timings] == ["without hooks", "observers off", "History"]
     assert row.nodes > 0 and row.events > 0 and row.timings[0].ratio == 1.0
+    assert 0 < row.share < 1
     assert table([row]).count("\n") == 3 and "| dit-s/2 |" in table([row])

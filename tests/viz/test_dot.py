@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from graphopt.debug.history import Compilation
+from graphopt.debug.history import Compilation, Snapshot
 from graphopt.debug.viz.dot import dot, picture
 from graphopt.debug.viz.fold import by_stage, columns, cost_of, fold, is_plumbing, levels
 from graphopt.debug.viz.palette import COLOURS, scaled, tint
@@ -18,6 +18,8 @@ from graphopt.errors import UsageError
 from graphopt.ir.cost import program_cost
 from graphopt.ir.program import Program
 from graphopt.ir.stages import STAGES
+from graphopt.passes import Hoist
+from graphopt.testing import sketch
 from tests.goldens import Golden
 from tests.ir import models
 from tests.viz import blocks
@@ -191,3 +193,12 @@ def test_stages_have_colours_of_their_own() -> None:
     assert len({*COLOURS.values(), *map(tint, COLOURS.values())}) == 2 * len(STAGES)
     assert tint("#000000", 0.5) == "#808080"
     assert (scaled(1_550_000_000, "FLOP"), scaled(0, "B"), scaled("s0", "B")) == ("1.55 GFLOP", "0 B", "s0 B")
+
+
+def test_a_new_node_with_an_old_ones_name_is_marked_itself() -> None:
+    before = sketch("a = ops.aten.sin.default(x)\nreturn (a,)", x="f32[3]").program
+    after = sketch("b = ops.aten.sin.default(x)\na = ops.aten.cos.default(b)\nreturn (a,)", x="f32[3]").program
+    snapshots = [Snapshot(0, "captured", before), Snapshot(1, "hoist", after, Hoist())]
+    lines = dot(Compilation("network", snapshots), compare=True).splitlines()
+    marked = {name: line for line in lines for name in ("sin", "cos") if f"<b>{name}</b>" in line}
+    assert "+ added" in marked["cos"] and "added" not in marked["sin"]

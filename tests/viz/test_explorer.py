@@ -106,7 +106,7 @@ def test_it_opens_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.Monk
         add_node_data_from_path = add_model_from_path
 
     package = SimpleNamespace(config=Configuration, visualize_from_config=shown.append, __spec__=SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "model_explorer", package)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "model_explorer", package)
     open_explorer(path, data)
     assert shown[0].paths == [str(path), *map(str, data)]
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from torch import fx
 
-from graphopt.debug.diff import Change, difference
+from graphopt.debug.diff import Change, Kind, difference
 from graphopt.debug.history import Compilation, Snapshot
 from graphopt.debug.viz.fold import (
     Box,
@@ -43,7 +43,7 @@ FORMATS: tuple[str, ...] = get_args(Format)
 
 _FLOWING = 24  # boxes up to which a picture flows from top to bottom
 _INK, _PALE = "#222222", "#8a8a8a"
-_MARKS = {"removed": "−", "added": "+", "moved": "→", "changed": "~"}
+_MARKS: dict[Kind, str] = {"removed": "−", "added": "+", "moved": "→", "changed": "~"}
 
 
 def picture(source: Compilation | Program, *, format: str = "svg", dpi: int | None = None, **options: Any) -> bytes:
@@ -126,7 +126,11 @@ def dot(
     for program, name, kinds in ((before, "before", ("removed", "moved", "changed")),
                                  (after_, "after", ("added", "moved", "changed"))):  # fmt: skip
         names = {} if name == "before" else found.renamed
-        marks = {names.get(change.node, change.node): change for change in found.changes if change.kind in kinds}
+        marks = {
+            change.node if change.kind == "added" else names.get(change.node, change.node): change
+            for change in found.changes
+            if change.kind in kinds
+        }
         shown = [node for node, change in marks.items() if change.kind in ("removed", "added")]
         drawn = fold(program, depth, stage=stage, views=views, shown=shown, marked=marks)
         sides.append(_Side(program, f"{name} {snapshot.name}", drawn, marks))
