@@ -50,6 +50,12 @@ def without_lines(found: str) -> str:
     return re.sub(r"(\.py):\d+", r"\1:N", found)
 
 
+@pytest.mark.parametrize("verb", ["trace", "diff", "explain"])
+def test_help_gives_examples(verb: str, run: Run) -> None:
+    assert verb in run("--help").stdout
+    assert "For example" in run(verb, "--help").stdout
+
+
 def test_table(traced: tuple[Path, str], golden: Golden) -> None:
     golden(traced[1], suffix=".txt")
 
