@@ -23,7 +23,7 @@ DIFFERENT = 1
 _MOST_LINES = 12
 
 Side = Annotated[Path, typer.Argument(metavar="A", help="A dump, or a folder of graphopt trace.")]
-Other = Annotated[Path | None, typer.Argument(metavar="[B]", help="Another one; left out: A pass by pass.")]
+Other = Annotated[Path | None, typer.Argument(metavar="B", help="Another one; left out: A pass by pass.")]
 
 
 def diff(
@@ -35,8 +35,9 @@ def diff(
 ) -> None:
     """Show what differs between two dumps: nodes removed, added, given other arguments or moved, and the work they do.
 
-    Of two folders, dumps of one name are compared in short; of a single folder, each dump with the one before. Of a
-    folder and a dump, the dump of that name. Names alone make no difference: nodes that compute the same are the same.
+    Of two folders, dumps of one name are compared in short; of a single folder, each dump with the one before.
+
+    Names alone make no difference: nodes that compute the same are the same.
 
     Exit code, as of diff(1): 0 nothing differs, 1 something does, 2 trouble.
 

@@ -26,7 +26,7 @@ Name = Annotated[str, typer.Argument(metavar="PIPELINE", help=_WHICH)]
 
 def run(
     pipeline: Annotated[
-        str | None, typer.Argument(metavar="[PIPELINE]", help=f"{_WHICH} With --from, else the journal's.")
+        str | None, typer.Argument(metavar="PIPELINE", help=f"{_WHICH} With --from, else the journal's.")
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; repeat for more.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
@@ -68,7 +68,7 @@ def run(
 
         graphopt run --from dumps/007_hoist.py --then rest
 
-    With --from the pipeline, prompt and sizes are those of the journal beside the dump, where they are not given.
+    With --from, what is not given is as the journal beside the dump says.
     """
     from graphopt.cli._load import call_arguments, check, load
     from graphopt.cli._options import check_names, passes_named, target_named

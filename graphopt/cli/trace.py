@@ -50,8 +50,9 @@ def trace(
 ) -> None:
     """Write the program as captured and after each pass, as Python that runs and can be edited.
 
-    Samples once. 000_captured.py is the network as it was captured, each further file the same after one more pass, and
-    journal.json says what each pass did, where it did not fire and why, and how to make all of it again.
+    Samples once. 000_captured.py is the network as it was captured, each further file the same after one more pass.
+
+    journal.json says what each pass did, where it did not fire and why, and how to make it all again.
 
     For example:
 

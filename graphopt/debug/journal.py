@@ -119,7 +119,7 @@ def beside(dump: Path) -> dict[str, Any] | None:
     """The journal in the folder of a dump; None where there is none. Raises UsageError where it cannot be read."""
     file = dump.parent / JOURNAL
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -127,7 +127,7 @@ def beside(dump: Path) -> dict[str, Any] | None:
                          hint="graphopt trace writes it beside its dumps") from error  # fmt: skip
     if not isinstance(found, dict) or not {"pipeline", "request", "module", "dumps"} <= found.keys():
         raise UsageError("this is no journal of graphopt trace", where=str(file))
-    return found
+    return dict(found)
 
 
 def rest(journal: Mapping[str, Any], dump: Path) -> list[str]:

@@ -105,6 +105,9 @@ def test_debug_shows_the_error_itself(arguments: tuple[str, ...], run: Run) -> N
         ("report", "emoji-unet", "--pass-pipeline", "exakt"),
         ("demo", "--target", "eagre"),
         ("demo", "--pipeline", "emoji-vit"),
+        ("trace", "emoji-unte"),
+        ("explain", "emoji-unet", "hoits"),
+        ("diff", "gone.py", "gone.py"),
     ],
     ids=" ".join,
 )

@@ -50,6 +50,12 @@ def without_lines(found: str) -> str:
     return re.sub(r"(\.py):\d+", r"\1:N", found)
 
 
+@pytest.mark.parametrize("verb", ["trace", "diff", "explain"])
+def test_help_gives_examples(verb: str, run: Run) -> None:
+    assert verb in run("--help").stdout
+    assert "For example" in run(verb, "--help").stdout
+
+
 def test_table(traced: tuple[Path, str], golden: Golden) -> None:
     golden(traced[1], suffix=".txt")
 
@@ -262,6 +268,20 @@ def test_without_a_journal_the_pipeline_must_be_named(run: Run, dumps: Path, tmp
     assert "this is no journal" in run("run", "--from", path).stderr
     (dumps / "journal.json").write_text("{")
     assert "the journal cannot be read" in run("run", "--from", path).stderr
+
+
+@pytest.mark.slow
+def test_what_the_dump_assumes_is_shown_by_a_first_run(run: Run, dumps: Path, tmp_path: Path) -> None:
+    path, arguments = dumps / "000_captured.py", ("-o", str(tmp_path / "x"))
+    text = path.read_text()
+    path.write_text(text.replace("\n}\n", "\n}\nRELATIONS = [('Paired', 2)]\n", 1))
+    result = run("run", "--from", str(path), *arguments)
+    assert result.exit_code == 0 and "a first run, which shows what the dump assumes" in result.stderr
+    text = text.replace("('state', 'sample'", "('condition', 'sample'")
+    path.write_text(text.replace("\n}\n", "\n}\nRELATIONS = [('Unchanged', 'sample')]\n", 1))
+    result = run("run", "--from", str(path), "-o", str(tmp_path / "y"))
+    assert result.exit_code == 1 and not (tmp_path / "y").exists()
+    assert "no call was as the dump assumes: sample stays the same" in " ".join(result.stderr.split())
 
 
 # -- compared --------------------------------------------------------------------------------------------------------
