@@ -42,7 +42,7 @@ _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder"
 def compile(
     x: T, *, inputs: Any = None, roles: Mapping[str, str] | None = None, target: str | Target = "auto",
     pipeline: Sequence[Pass] | str | None = None, strict: bool = False, max_bytes: int = 1 << 30,
-    observers: Sequence[Observer] = (), evict: Any = None, pure: bool = False,
+    observers: Sequence[Observer] = (), evict: Any = None, pure: bool = False, check: bool = True,
 ) -> T:  # fmt: skip
     """Compile a diffusion model in place; use it exactly as before.
 
@@ -68,6 +68,9 @@ def compile(
         random generators only, and it does nothing else. What it does around its modules is then recorded and run again
         without it; see `graphopt.runtime.replay`. Where a function that reads anything else that changes (a global
         number, an attribute that is assigned anew) is called pure, results are wrong.
+    check : compare the first call of each variant with the module's own result, and leave calls to the module where it
+        cannot be right. Without it wrong code stays in use, and a failure of it is raised: to look for the fault in
+        passes or targets, as ``graphopt bisect`` does.
 
     Returns
     -------
@@ -98,8 +101,8 @@ def compile(
     for (name, module), pair in zip(found, takers, strict=True):
         known = roles_of(sampler.loop, name) if sampler else None if _is_pipeline(x) else _observed(inputs, pair[0])
         builder = _Builder(module, name, known, roles or {}, passes, chosen, strict, observers)
-        options: dict[str, Any] = {"max_bytes": max_bytes, "race": race, "strict": strict, "eviction": eviction}
-        installed.append(Installed(module, name, builder, pair, **options))
+        options: dict[str, Any] = {"max_bytes": max_bytes, "race": race, "strict": strict, "check": check}
+        installed.append(Installed(module, name, builder, pair, eviction=eviction, **options))
     bar = vars(x).get("progress_bar") if _is_pipeline(x) else None
     try:
         for entry in installed:

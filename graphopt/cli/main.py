@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from graphopt.cli._app import Debug, Group
+from graphopt.cli.bisect import bisect
 from graphopt.cli.demo import demo
 from graphopt.cli.passes import passes
 from graphopt.cli.report import report
@@ -43,5 +44,5 @@ def main(
     """
 
 
-for verb in (demo, run, report, passes):
+for verb in (demo, run, report, passes, bisect):
     app.command()(verb)
