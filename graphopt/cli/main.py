@@ -9,6 +9,7 @@ import typer
 from graphopt.cli._app import Debug, Group
 from graphopt.cli.bisect import bisect
 from graphopt.cli.demo import demo
+from graphopt.cli.filmstrip import filmstrip
 from graphopt.cli.passes import passes
 from graphopt.cli.report import report
 from graphopt.cli.run import run
@@ -44,5 +45,5 @@ def main(
     """
 
 
-for verb in (demo, run, report, passes, bisect):
+for verb in (demo, run, report, passes, bisect, filmstrip):
     app.command()(verb)

@@ -136,6 +136,30 @@ def bisect(
     return found
 
 
+def measured(
+    sample: Sample, what: str, passes: Sequence[Pass], limit: Limit, original: Result, metric: Metric, threshold: float
+) -> tuple[Run, list[str]]:
+    """Compile, sample, measure; and what graphopt warned of. Whatever the run raises makes it a bad one."""
+    result, value, trouble = None, None, ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        try:
+            result = sample(passes, [limit])
+        except UsageError:
+            raise
+        except Exception as error:
+            trouble = f"crashed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".rstrip(": ")
+    if result is not None and result.shape != original.shape:
+        trouble = f"of shape {result.shape}, not {original.shape}"
+    elif result is not None and not np.isfinite(result).all():
+        trouble = f"not finite: {int((~np.isfinite(result)).sum())} of {result.size} values"
+    elif result is not None:
+        value = metric.measure(original, result)
+    good = value is not None and metric.within(value, threshold)
+    notes = [text for entry in caught if _of_interest(text := str(entry.message))]
+    return Run(what, value, good, trouble, result, limit), notes
+
+
 class _Search:
     """The state of a search: prefixes and rewrites that were run."""
 
@@ -206,26 +230,9 @@ class _Search:
                             tuple(dict.fromkeys(doubts)))  # fmt: skip
 
     def run(self, what: str, passes: Sequence[Pass], limit: Limit) -> Run:
-        """Compile, sample, measure. Whatever the run raises makes it a bad one."""
-        result, value, trouble = None, None, ""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("default")
-            try:
-                result = self.sample(passes, [limit])
-            except UsageError:
-                raise
-            except Exception as error:
-                first = str(error).strip().partition("\n")[0]
-                trouble = f"crashed: {type(error).__name__}: {first}".rstrip(": ")
-        if result is not None and result.shape != self.found.original.shape:
-            trouble = f"of shape {result.shape}, not {self.found.original.shape}"
-        elif result is not None and not np.isfinite(result).all():
-            trouble = f"not finite: {int((~np.isfinite(result)).sum())} of {result.size} values"
-        elif result is not None:
-            value = self.found.metric.measure(self.found.original, result)
-        good = value is not None and self.found.metric.within(value, self.found.threshold)
-        self.notes += [text for entry in caught if _of_interest(text := str(entry.message))]
-        run = Run(what, value, good, trouble, result, limit)
+        found = self.found
+        run, notes = measured(self.sample, what, passes, limit, found.original, found.metric, found.threshold)
+        self.notes += notes
         self.found.runs.append(run)
         self.on_run(len(self.found.runs), max(self.about, len(self.found.runs)), run)
         return run

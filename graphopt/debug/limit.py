@@ -53,7 +53,8 @@ class Limit(Observer):
     """
 
     def __init__(
-        self, position: int, *, most: int | None = None, without: tuple[str, str] | None = None, closed: Container[int] = (),
+        self, position: int, *, most: int | None = None, without: tuple[str, str] | None = None,
+        closed: Container[int] = (),
     ) -> None:  # fmt: skip
         self.position, self.most, self.without, self.closed = position, most, without, closed
         self.attempts: list[Attempt] = []

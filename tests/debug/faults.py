@@ -164,9 +164,10 @@ class MergedUnequal(Fault):
 def _sibling(node: fx.Node) -> fx.Node | None:
     bound = bind(node)
     for other in bound["input"].users:
-        if other is not node and other.target is node.target and bind(other)["input"] is bound["input"]:
-            if shape(bind(other)["weight"]) == shape(bound["weight"]):
-                return other  # type: ignore[no-any-return]
+        if other is node or other.target is not node.target or bind(other)["input"] is not bound["input"]:
+            continue
+        if shape(bind(other)["weight"]) == shape(bound["weight"]):
+            return other  # type: ignore[no-any-return]
     return None
 
 
