@@ -16,8 +16,8 @@ from rich.text import Text
 from torch import nn
 
 from graphopt.cli._app import errors, phase
-from graphopt.cli._grid import Column, amplified, grid
-from graphopt.cli._pictures import passes_of, sampler
+from graphopt.cli._grid import Column, grid
+from graphopt.cli._pictures import apart, factor, passes_of, sampler
 from graphopt.cli._request import Session
 from graphopt.debug.bisect import Bisection, Fault, Run, bisect
 from graphopt.debug.diff import Change, difference
@@ -89,16 +89,17 @@ def _pictures(session: Session, found: Bisection, fault: Fault) -> tuple[Result,
 
 
 def _sheet(session: Session, found: Bisection, fault: Fault, original: Result, without: Result, with_: Result) -> Any:
-    shown = [levels(images[:_PICTURES]) for images in (original, without, with_)]
-    apart, factor = amplified(shown[1], shown[2])
-    labels = ["original", f"without: {_value(found, fault.without)}", f"with: {_value(found, fault.with_)}",
-              f"|with - without| x {factor}"]  # fmt: skip
-    columns = [Column(images, label) for images, label in zip(shown, labels, strict=False)]
-    columns.append(Column(apart, labels[-1], smooth=False))
+    shown = [images[:_PICTURES] for images in (original, without, with_)]
+    off, exponent = apart(shown[1], shown[2])
+    columns = [
+        Column(levels(images), label) for images, label in zip(shown, ("original", "without", "with"), strict=True)
+    ]
+    columns.append(Column(off, f"difference x {factor(exponent)}", smooth=False))
     prompt = str(session.arguments.get("prompt", ""))
-    captions = [prompt] if len(apart) == 1 else [f"image {k + 1}" for k in range(len(apart))]
-    title = about(fault).removeprefix("What ").rstrip(".").replace(" does to", " in")
-    return grid(columns, captions, f"{session.request.pipeline}: {title}; difference shown {factor} times as bright")
+    captions = [prompt] if len(off) == 1 else [f"image {k + 1}" for k in range(len(off))]
+    what = about(fault).removeprefix("What ").rstrip(".").replace(" does to", " in")
+    title = f"without and with {what}; |with - without| shown {factor(exponent)} times as bright"
+    return grid(columns, captions, f"{session.request.pipeline}, {title}")
 
 
 def _reproduction(session: Session, fault: Fault) -> Reproduction | str:

@@ -14,9 +14,9 @@ from rich.padding import Padding
 from rich.text import Text
 
 from graphopt.cli._app import errors
-from graphopt.cli._grid import CELL, GAP, HEAD, INK, LINE, PALE, PAPER, amplified, picture, typeface, wrapped
+from graphopt.cli._grid import CELL, GAP, HEAD, INK, LINE, PALE, PAPER, picture, typeface, wrapped
 from graphopt.cli._measure import Pictures
-from graphopt.cli._pictures import passes_of, sampler
+from graphopt.cli._pictures import apart, factor, passes_of, sampler
 from graphopt.cli._request import Session
 from graphopt.cli._show import remark, table
 from graphopt.debug.bisect import Run
@@ -61,18 +61,18 @@ def strip(found: Film, title: str) -> Image.Image:
 
     Of several images that were sampled together, the first.
     """
-    original = levels(found.original[:1])
-    shown = [None if (got := frame.run.result) is None or got.shape != found.original.shape else levels(got[:1])
+    original = found.original[:1]
+    shown = [None if (got := frame.run.result) is None or got.shape != found.original.shape else got[:1]
              for frame in found.frames]  # fmt: skip
     known = [image for image in shown if image is not None]
-    apart, factor = amplified(
-        np.concatenate([original, *(original for _ in known)]), np.concatenate([original, *known])
-    )
-    differences = iter(apart[1:, None])
-    cells = [_Cell("original", "", original, None)]
+    off, exponent = apart(np.concatenate([original] * (1 + len(known))), np.concatenate([original, *known]))
+    differences = iter(off[1:, None])
+    cells = [_Cell("original", "", levels(original), None)]
     for frame, image in zip(found.frames, shown, strict=True):
-        cells.append(_Cell(frame.name, _value(frame.run), image, None if image is None else next(differences)))
-    return _sheet(cells, f"{title}: the image after each pass; below it |image - original| x {factor}", original)
+        pair = (None, None) if image is None else (levels(image), next(differences))
+        cells.append(_Cell(frame.name, _value(frame.run), *pair))
+    title = f"{title}: the image after each pass; below it |image - original| x {factor(exponent)}"
+    return _sheet(cells, title, levels(original))
 
 
 def _sheet(cells: list[_Cell], title: str, original: Pictures) -> Image.Image:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
+from graphopt.debug.bisect import Sample
 from graphopt.debug.limit import Limit
+from graphopt.debug.metrics import Result
 from graphopt.ir.program import Program, bind, dtype, shape, val
-from graphopt.ir.rewrite import Accuracy, Match, Observer, Pass, Refusal
+from graphopt.ir.rewrite import Accuracy, Match, Pass
 from graphopt.ir.stages import stages
 
 aten = torch.ops.aten
@@ -339,7 +341,7 @@ class WrongBroadcast(_Sum):
     def right(self, make: _Maker, node: fx.Node, first: bool = False) -> fx.Node:
         one, other = bind(node)["self"], bind(node)["other"]
         if first:
-            dim = next(dim for dim, size in enumerate(shape(other)) if size > 1)
+            dim = max(range(len(shape(other))), key=lambda dim: shape(other)[dim])
             other = make(aten.slice.Tensor, other, dim, 0, 1)
         return make(aten.add.Tensor, one, make(aten.expand.default, other, list(shape(node))))
 
@@ -357,18 +359,29 @@ FAULTS: tuple[type[Fault], ...] = (
 # -- planting --------------------------------------------------------------------------------------------------------
 
 
-def planted(
-    kind: type[Fault], pipeline: Sequence[Pass], position: int, sample: Callable[..., Any], seed: int
-) -> tuple[tuple[Pass, ...], str, str, int]:
-    """A pipeline with a fault at a position: the pipeline, and module, node and number of places of the mistake.
+@dataclass(frozen=True)
+class Planted:
+    """A pipeline with a fault.
 
-    Where the pass fires is found by one run of it without mistake; which place is wrong is drawn.
+    Attributes
+    ----------
+    module, node : the place of the mistake.
+    places : how many the faulty pass rewrites.
+    right : the result when it makes no mistake.
     """
+
+    passes: tuple[Pass, ...]
+    module: str
+    node: str
+    places: int
+    right: Result
+
+
+def planted(kind: type[Fault], pipeline: Sequence[Pass], position: int, sample: Sample, seed: int) -> Planted:
+    """A fault at a position of a pipeline. One run of it without mistake says where it fires; the place is drawn."""
     watch = Limit(position)
-    sample((*pipeline[:position], kind(), *pipeline[position:]), [watch])
+    before, after = tuple(pipeline[:position]), tuple(pipeline[position:])
+    right = sample((*before, kind(), *after), [watch])
     places = [(watch.attempts[entry.attempt].name, entry.place.node) for entry in watch.done]
     module, node = random.Random(seed).choice(places)
-    return (*pipeline[:position], kind(f"{module}:{node}"), *pipeline[position:]), module, node, len(places)
-
-
-__all__ = ["FAULTS", "Fault", "Observer", "Refusal", "planted"]
+    return Planted((*before, kind(f"{module}:{node}"), *after), module, node, len(places), right)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import graphopt
-from graphopt.debug.bisect import Sample
-from graphopt.debug.metrics import Result
+from graphopt.capture.kept import Captures
+from graphopt.debug.metrics import METRICS, Result
 from graphopt.ir.rewrite import Observer, Pass
 from tests.soundness import tiny
 
@@ -17,13 +17,14 @@ class Rig:
 
     def __init__(self, make: Callable[[], Any], **call: Any) -> None:
         self.pipe, self.call, self.runs = make(), call, 0
+        self.options: dict[str, Any] = {"target": "eager", "check": False, "captures": Captures()}
 
     def __call__(self, passes: Sequence[Pass] | None, observers: Sequence[Observer]) -> Result:
         if passes is None:
             return self._sample()
         self.runs += 1
         try:
-            graphopt.compile(self.pipe, target="eager", pipeline=tuple(passes), observers=observers, check=False)
+            graphopt.compile(self.pipe, pipeline=tuple(passes), observers=observers, **self.options)
             return self._sample()
         finally:
             graphopt.restore(self.pipe)
@@ -33,5 +34,6 @@ class Rig:
         return found
 
 
-def latents(make: Callable[[], Any]) -> Sample:
-    return Rig(make)
+def relative(original: Result, other: Result) -> float:
+    """How far two results are apart, as the metric ``latent`` has it."""
+    return METRICS["latent"].measure(original, other)
