@@ -78,11 +78,13 @@ def _pictures(session: Session, found: Bisection, fault: Fault) -> tuple[Result,
     if not found.metric.latent:
         pair = fault.without.result, fault.with_.result
         return None if pair[0] is None or pair[1] is None else (found.original, *pair)
-    sample, passes, closed = sampler(session), found.passes[: fault.position + 1], fault.with_.limit.closed
-    limits = [Limit(fault.position, most=most, closed=closed) for most in (fault.number - 1, fault.number)]
+    sample, passes = sampler(session), found.passes[: fault.position + 1]
+    sides = zip(
+        (passes, passes) if fault.sides else (passes[:-1], passes), fault.sides or (Limit(-1),) * 2, strict=True
+    )
     with phase("sampling images for the pictures"):
         try:
-            without, with_ = (sample(passes, [limit]) for limit in limits)
+            without, with_ = (sample(some, [limit]) for some, limit in sides)
         except (RuntimeError, ValueError, IndexError):
             return None
         return sample(None, ()), without, with_
@@ -181,15 +183,17 @@ def _changes(fault: Fault) -> tuple[Change, ...]:
 
 
 def _lines(fault: Fault) -> Iterator[tuple[str, str]]:
-    """Lines taken away and put there, as a dump has them."""
-    for change in _changes(fault):
-        if change.kind == "moved":
-            yield f"~ {change.node}: {change.stages[0]} → {change.stages[1]}", "yellow"
-            continue
-        if change.before is not None:
-            yield f"- {change.before}", "red"
-        if change.after is not None:
-            yield f"+ {change.after}", "green"
+    """Lines taken away, then lines put there, as dumps have them and in their order."""
+    changes, attempt = _changes(fault), fault.attempt
+    yield from ((f"- {entry.before}", "red") for entry in changes if entry.kind != "moved" and entry.before is not None)
+    if attempt is not None and attempt.after is not None:
+        order = {node.name: place for place, node in enumerate(attempt.after.graph.nodes)}
+        new = [entry for entry in changes if entry.kind != "moved" and entry.after is not None]
+        new.sort(key=lambda entry: order.get(str(entry.after).partition(" = ")[0], len(order)))
+        yield from ((f"+ {entry.after}", "green") for entry in new)
+    for entry in changes:
+        if entry.kind == "moved":
+            yield f"~ {entry.node}: {entry.stages[0]} → {entry.stages[1]}", "yellow"
 
 
 def _value(found: Bisection, run: Run) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +65,8 @@ def bisect(
     if metric not in METRICS:
         raise UsageError(f"unknown metric '{metric}'", where="--metric", hint=nearest(metric, METRICS))
     measure = METRICS[metric]
+    if threshold is not None and not math.isfinite(threshold):
+        raise UsageError(f"the threshold is {threshold}", where="--threshold", hint=f"such as {measure.threshold:g}")
     available(measure)
     request = Request(pipeline, prompt, steps, seed, height, width, tuple(arg or ()), dtype, "eager", pass_pipeline,
                       tuple(one_pass or ()))  # fmt: skip

@@ -60,6 +60,7 @@ class Fault:
     alone : the run of the whole pipeline without this pass at this node of this module, however often that is
         compiled; None where the pass rewrote nothing.
     doubts : why this may not be the whole truth.
+    sides : observers for more runs on both sides of the boundary, with the passes up to this; empty without a rewrite.
     """
 
     pass_: Pass
@@ -72,6 +73,7 @@ class Fault:
     with_: Run
     alone: Run | None
     doubts: tuple[str, ...]
+    sides: tuple[Limit, ...] = ()
 
 
 @dataclass
@@ -195,15 +197,18 @@ class _Search:
     def first_rewrite(self, position: int, without: Run, with_: Run) -> None:
         """Search the rewrites of one pass, between a run without it and one with all of it."""
         found, name = self.found, spell(self.found.passes[position])
-        order = with_.limit.done
-        shut = [number for number, entry in enumerate(with_.limit.attempts) if position in entry.failed]
+        order, attempts = with_.limit.order, list(enumerate(with_.limit.attempts))
+        sets = {
+            "closed": frozenset(number for number, entry in attempts if position in entry.failed and entry.used),
+            "free": frozenset(number for number, entry in attempts if not entry.used),
+        }
         good, bad, doubts = 0, len(order), list[str]()
         self.about = len(found.runs) + _halvings(bad) + bool(order)
         while bad - good > 1:
             middle = (good + bad) // 2
-            limit = Limit(position, most=middle, closed=shut)
+            limit = Limit(position, most=middle, **sets)
             run = self.run(f"{middle} of {len(order)} rewrites of {name}", found.passes[: position + 1], limit)
-            if limit.done != order[:middle]:
+            if limit.order != order[:middle]:
                 doubts.append(_unlike(limit, middle, name))
             if run.good:
                 good, without = middle, run
@@ -215,7 +220,7 @@ class _Search:
             return
         rewrite = order[bad - 1]
         where = with_.limit.attempts[rewrite.attempt].name, rewrite.place.node
-        alone = self.run(f"all but {name} at {where[1]}", found.passes, Limit(position, without=where, closed=shut))
+        alone = self.run(f"all but {name} at {where[1]}", found.passes, Limit(position, without=where, **sets))
         if not alone.good:
             doubts.append(
                 f"with all passes but this rewrite the result is still off ({self.text(alone)}): something else is "
@@ -226,8 +231,9 @@ class _Search:
             before = without.limit.attempts[rewrite.attempt].after
         last = with_.limit.attempts[rewrite.attempt]
         attempt = Attempt(last.name, last.number, before, last.after)
+        sides = Limit(position, most=bad - 1, **sets), Limit(position, most=bad, **sets)
         found.fault = Fault(found.passes[position], position, bad, len(order), rewrite, attempt, without, with_, alone,
-                            tuple(dict.fromkeys(doubts)))  # fmt: skip
+                            tuple(dict.fromkeys(doubts)), sides)  # fmt: skip
 
     def run(self, what: str, passes: Sequence[Pass], limit: Limit) -> Run:
         found = self.found

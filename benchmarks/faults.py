@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
+import graphopt
+from graphopt.capture.kept import Captures
 from graphopt.debug.bisect import Sample
 from graphopt.debug.limit import Limit
 from graphopt.debug.metrics import Result
 from graphopt.ir.program import Program, bind, dtype, shape, val
-from graphopt.ir.rewrite import Accuracy, Match, Pass
+from graphopt.ir.rewrite import Accuracy, Match, Observer, Pass
 from graphopt.ir.stages import stages
 
 aten = torch.ops.aten
@@ -359,6 +361,29 @@ FAULTS: tuple[type[Fault], ...] = (
 # -- planting --------------------------------------------------------------------------------------------------------
 
 
+class Rig:
+    """A pipeline that is compiled, sampled and restored, once per call; `runs` counts those that were compiled.
+
+    Parameters
+    ----------
+    sample : one sampling run of `pipe`, as it then is.
+    """
+
+    def __init__(self, pipe: Any, sample: Callable[[], torch.Tensor]) -> None:
+        self.pipe, self.sample, self.runs = pipe, sample, 0
+        self.options: dict[str, Any] = {"target": "eager", "check": False, "captures": Captures()}
+
+    def __call__(self, passes: Sequence[Pass] | None, observers: Sequence[Observer]) -> Result:
+        try:
+            if passes is not None:
+                self.runs += 1
+                graphopt.compile(self.pipe, pipeline=tuple(passes), observers=observers, **self.options)
+            result: Result = self.sample().float().numpy()
+            return result
+        finally:
+            graphopt.restore(self.pipe)
+
+
 @dataclass(frozen=True)
 class Planted:
     """A pipeline with a fault.
@@ -382,6 +407,6 @@ def planted(kind: type[Fault], pipeline: Sequence[Pass], position: int, sample: 
     watch = Limit(position)
     before, after = tuple(pipeline[:position]), tuple(pipeline[position:])
     right = sample((*before, kind(), *after), [watch])
-    places = [(watch.attempts[entry.attempt].name, entry.place.node) for entry in watch.done]
+    places = [(watch.attempts[entry.attempt].name, entry.place.node) for entry in watch.order]
     module, node = random.Random(seed).choice(places)
     return Planted((*before, kind(f"{module}:{node}"), *after), module, node, len(places), right)
