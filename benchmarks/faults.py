@@ -77,7 +77,8 @@ class _Maker:
         """`made` with the strides of `value`, of the same shape."""
         if val(made).stride() == value.stride():
             return made
-        order = sorted(range(value.ndim), key=lambda dim: (-value.stride(dim), dim))
+        steps = value.stride()
+        order = sorted(range(value.ndim), key=lambda dim: (-steps[dim], dim))
         turned = self(aten.clone.default, self(aten.permute.default, made, order),
                       memory_format=torch.contiguous_format)  # fmt: skip
         back = self(aten.permute.default, turned, [order.index(dim) for dim in range(value.ndim)])
@@ -228,7 +229,7 @@ class SwappedQueryAndKey(_Attention):
     """Attention again, once with queries and keys in each other's place."""
 
     def suits(self, node: fx.Node) -> bool:
-        return super().suits(node) and shape(bind(node)["query"]) == shape(bind(node)["key"])
+        return super().suits(node) and bool(shape(bind(node)["query"]) == shape(bind(node)["key"]))
 
     def right(self, make: _Maker, node: fx.Node) -> fx.Node:
         return _again(make, node)

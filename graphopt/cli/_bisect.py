@@ -21,7 +21,6 @@ from graphopt.cli._pictures import apart, factor, passes_of, sampler
 from graphopt.cli._request import Session
 from graphopt.debug.bisect import Bisection, Fault, Run, bisect
 from graphopt.debug.diff import Change, difference
-from graphopt.debug.limit import Limit
 from graphopt.debug.metrics import Metric, Result, levels
 from graphopt.debug.reproduce import Calls, Reproduction, recorded, reproduce, write
 from graphopt.ir.rewrite import spell
@@ -74,17 +73,16 @@ def about(fault: Fault) -> str:
 
 
 def _pictures(session: Session, found: Bisection, fault: Fault) -> tuple[Result, Result, Result] | None:
-    """Images of the original, and of the runs on both sides of the boundary; None where one of them crashed."""
+    """Images of the original, and of the runs on both sides of the boundary; None where there are none."""
+    before, after = fault.without.result, fault.with_.result
     if not found.metric.latent:
-        pair = fault.without.result, fault.with_.result
-        return None if pair[0] is None or pair[1] is None else (found.original, *pair)
+        return None if before is None or after is None else (found.original, before, after)
+    if not fault.sides:
+        return None
     sample, passes = sampler(session), found.passes[: fault.position + 1]
-    sides = zip(
-        (passes, passes) if fault.sides else (passes[:-1], passes), fault.sides or (Limit(-1),) * 2, strict=True
-    )
     with phase("sampling images for the pictures"):
         try:
-            without, with_ = (sample(some, [limit]) for some, limit in sides)
+            without, with_ = (sample(passes, [side]) for side in fault.sides)
         except (RuntimeError, ValueError, IndexError):
             return None
         return sample(None, ()), without, with_

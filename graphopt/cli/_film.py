@@ -100,6 +100,7 @@ def _sheet(cells: list[_Cell], title: str, original: Pictures) -> Image.Image:
                 enlarged = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
                 how = enlarged if wide <= width else Image.Resampling.BOX
                 sheet.paste(picture(pictures[0]).resize((width, height), how), at)
+                draw.rectangle((at[0] - 1, at[1] - 1, at[0] + width, at[1] + height), outline=(225, 225, 225))
             elif part == 0:
                 draw.rectangle((*at, at[0] + width - 1, at[1] + height - 1), outline=PALE)
                 draw.text((at[0] + width / 2, at[1] + height / 2), "no image", PALE, small, anchor="mm")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -198,15 +199,14 @@ class _Search:
         """Search the rewrites of one pass, between a run without it and one with all of it."""
         found, name = self.found, spell(self.found.passes[position])
         order, attempts = with_.limit.order, list(enumerate(with_.limit.attempts))
-        sets = {
-            "closed": frozenset(number for number, entry in attempts if position in entry.failed and entry.used),
-            "free": frozenset(number for number, entry in attempts if not entry.used),
-        }
+        closed = frozenset(number for number, entry in attempts if position in entry.failed and entry.used)
+        free = frozenset(number for number, entry in attempts if not entry.used)
+        watch = partial(Limit, position, closed=closed, free=free)
         good, bad, doubts = 0, len(order), list[str]()
         self.about = len(found.runs) + _halvings(bad) + bool(order)
         while bad - good > 1:
             middle = (good + bad) // 2
-            limit = Limit(position, most=middle, **sets)
+            limit = watch(most=middle)
             run = self.run(f"{middle} of {len(order)} rewrites of {name}", found.passes[: position + 1], limit)
             if limit.order != order[:middle]:
                 doubts.append(_unlike(limit, middle, name))
@@ -220,7 +220,7 @@ class _Search:
             return
         rewrite = order[bad - 1]
         where = with_.limit.attempts[rewrite.attempt].name, rewrite.place.node
-        alone = self.run(f"all but {name} at {where[1]}", found.passes, Limit(position, without=where, **sets))
+        alone = self.run(f"all but {name} at {where[1]}", found.passes, watch(without=where))
         if not alone.good:
             doubts.append(
                 f"with all passes but this rewrite the result is still off ({self.text(alone)}): something else is "
@@ -231,7 +231,7 @@ class _Search:
             before = without.limit.attempts[rewrite.attempt].after
         last = with_.limit.attempts[rewrite.attempt]
         attempt = Attempt(last.name, last.number, before, last.after)
-        sides = Limit(position, most=bad - 1, **sets), Limit(position, most=bad, **sets)
+        sides = watch(most=bad - 1), watch(most=bad)
         found.fault = Fault(found.passes[position], position, bad, len(order), rewrite, attempt, without, with_, alone,
                             tuple(dict.fromkeys(doubts)), sides)  # fmt: skip
 

@@ -41,7 +41,7 @@ class Film:
 
     Attributes
     ----------
-    still : passes that never fired, and have no frame.
+    still : passes that never fired, in none of their places, and have no frame.
     rolled_back : pass, module and reason.
     """
 
@@ -96,8 +96,8 @@ def film(
         for place, run in sorted(runs.items())
     ]  # fmt: skip
     back = [(names[at], module, why) for at, module, why in every.limit.rolled_back]
-    failed = {name for name, _, _ in back}
-    still = [name for at, name in enumerate(names, 1) if at not in moving and name not in failed]
+    named = {names[at - 1] for at in moving} | {name for name, _, _ in back}
+    still = [name for name in names if name not in named]
     return Film(original, tuple(frames), tuple(dict.fromkeys(still)), tuple(back), metric, tuple(dict.fromkeys(notes)))
 
 

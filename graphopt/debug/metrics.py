@@ -82,7 +82,8 @@ def _relative(original: Result, other: Result) -> float:
 
 def levels(images: Result) -> npt.NDArray[np.uint8]:
     """Images of 0 to 1 as grey levels of 0 to 255; what is not finite is black."""
-    return (np.nan_to_num(images, posinf=0.0, neginf=0.0).clip(0, 1) * 255).round().astype(np.uint8)
+    known = np.nan_to_num(images, posinf=0.0, neginf=0.0).clip(0, 1)
+    return np.asarray((known * 255).round(), dtype=np.uint8)
 
 
 METRICS: dict[str, Metric] = {

@@ -80,7 +80,8 @@ def _narrowed(found: Region, inputs: list[Any], drawn: bool, off: str) -> Reprod
     results = _results(found, inputs)
     if isinstance(results, str):
         return whole
-    apart = [k for k, pair in enumerate(zip(*results, strict=True)) if compare(*map(_flat, pair), "bitwise")]
+    pairs = enumerate(zip(*results, strict=True))
+    apart = [k for k, (old, new) in pairs if compare(_flat(old), _flat(new), "bitwise")]
     smaller = narrowed(found, apart)
     if isinstance(smaller, str):
         return whole
@@ -96,7 +97,7 @@ def _off(found: Region, inputs: list[Any], accuracy: str) -> str | None:
     if isinstance(results, str):
         return results or None
     exact = _flat(evaluate(found.before, inputs, double=True)) if accuracy != "bitwise" else None
-    return compare(*map(_flat, results), accuracy, exact)
+    return compare(_flat(results[0]), _flat(results[1]), accuracy, exact)
 
 
 def _results(found: Region, inputs: list[Any]) -> tuple[list[Any], list[Any]] | str:

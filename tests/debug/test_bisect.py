@@ -283,7 +283,7 @@ def test_runs_are_told_as_they_go() -> None:
 
 
 def test_a_limit_vetoes_what_is_beyond_it() -> None:
-    for most in range(8):
+    for most in (0, 3, 7):
         limit = Limit(0, most=most)
         Small()([Scale()], [limit])
         assert [entry.place.node for entry in limit.done] == ["tanh", *(f"tanh_{k}" for k in range(1, 7))][:most]
@@ -327,7 +327,7 @@ class Through(torch.nn.Module):
 def test_values_of_the_run_where_seeded_ones_show_nothing(rows: int, tmp_path: Path) -> None:
     before = sketch("m = ops.aten.mul.Tensor(x, 1)\nreturn (m,)", x=f"f32[{rows}, 2]").program
     after = sketch("m = ops.aten.clamp.default(x, -9, 9)\nreturn (m,)", x=f"f32[{rows}, 2]").program
-    calls = [((torch.full((rows, 2), value),), {}) for value in (0.5, 20.0)]
+    calls: list[Any] = [((torch.full((rows, 2), value),), {}) for value in (0.5, 20.0)]
     made = reproduce(before, after, Scale(), lambda: (Through(), calls))
     assert isinstance(made, Reproduction) and not made.seeded
     paths = write(made, tmp_path / "reproduction.py", "What it does.")
