@@ -271,12 +271,19 @@ def report(x: Any) -> Report:
 
     Raises UsageError when nothing in `x` is compiled.
     """
+    return report_of(compiled_calls(x), x.replays if isinstance(x, Sampler) else None)
+
+
+def compiled_calls(x: Any) -> list[Installed]:
+    """The compiled calls of a compiled pipeline or module, in the order of the report.
+
+    Raises UsageError when nothing in `x` is compiled.
+    """
     _check_compiled(x)
-    installed = [module._compiled_call_impl for _, module in _modules(x)]
-    found = [entry for entry in installed if isinstance(entry, Installed)]
-    if not found:
+    found = [module._compiled_call_impl for _, module in _modules(x)]
+    if not any(isinstance(entry, Installed) for entry in found):
         raise UsageError(f"this {type(x).__name__} is not compiled", hint="call graphopt.compile(x) first")
-    return report_of(found, x.replays if isinstance(x, Sampler) else None)
+    return [entry for entry in found if isinstance(entry, Installed)]
 
 
 def _check_compiled(x: Any) -> None:

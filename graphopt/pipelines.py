@@ -15,6 +15,7 @@ from graphopt.passes import (
     MergeLinears,
     PackWeights,
     ReassociateSums,
+    RejoinParts,
     RemoveDead,
     ShareCalls,
     ShareRepeats,
@@ -29,6 +30,7 @@ _clean: tuple[Pass, ...] = (
     SimplifyViews(),  # before identities: a copy of a view that is gone is a copy of a fresh value
     SimplifyIdentities(),  # before merging: two ways of writing nothing must not keep equal values apart
     MergeCommon(),  # before everything that moves work: a value that two places share is one value
+    RejoinParts(),  # after views and merging: parts are cut from one value only where equal values are one
 )
 _shorten: tuple[Pass, ...] = (
     FuseAttention(),  # on cleaned programs: copies and casts that are none hide the softmax from the products

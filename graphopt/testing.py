@@ -50,7 +50,7 @@ class Traced:
     @property
     def body(self) -> str:
         """The lines of the Program's function without provenance comments: what a golden file holds."""
-        lines = dump(self.program).split("):\n", 1)[1].splitlines()
+        lines = dump(self.program).partition("\ndef program(")[2].split("):\n", 1)[1].splitlines()
         return "\n".join(line.strip() for line in lines if not line.strip().startswith("# "))
 
     def rewritten(self, *passes: Pass) -> Traced:

@@ -148,11 +148,17 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def source_line(node: fx.Node) -> str:
-    """The user's line a node came from, with the path shortened to the package: ``diffusers/models/resnet.py:341``."""
+    """The user's line a node came from, with the path shortened to the package: ``diffusers/models/resnet.py:341``.
+
+    The innermost line that is not torch's own: that of the call, not one inside ``torch/nn/modules/linear.py``.
+    """
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     if not frames:
         return ""
-    path, line = frames[-1]
+    inside = 1 + max((k for k, (path, _) in enumerate(frames) if path == __file__), default=-1)
+    inner = frames[inside:] or frames
+    outside = (frame for frame in reversed(inner) if not in_package(frame[0]).startswith("torch/"))
+    path, line = next(outside, inner[-1])
     return f"{in_package(path)}:{line}"
 
 

@@ -3,7 +3,9 @@
 An exported graph has the module's Python state baked in: training flags, attention processors, FreeU's scales, active
 adapters, submodules. `ModuleGuard` remembers that state and compares it before every call, so that a change between two
 steps of one run is seen as well. Most values are compared by identity, which is fast and never wrong; where identity
-fails, contents of the same type decide.
+fails, contents of the same type decide. And most of the time nothing is compared: a module with 500 submodules holds
+6,000 attributes, which after a step are in no cache, but a dict that nobody wrote to (`graphopt.capture.tags`) holds
+what it held.
 """
 
 from __future__ import annotations
@@ -11,14 +13,17 @@ from __future__ import annotations
 import enum
 import functools
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from operator import is_, itemgetter
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import numpy as np
 import torch
+
+from graphopt.capture import tags
+from graphopt.capture.words import Words, place_of_tag, places_of_shell
 
 _TABLES = ("_modules", "_parameters", "_buffers")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -46,21 +51,26 @@ class ModuleGuard:
     them; which submodules it has; which parameters and buffers it has, which of them are None, and which are one and
     the same tensor; and that no hooks are registered. Not seen: global variables that a forward reads, and attributes
     in ``__slots__``.
+
+    Attributes
+    ----------
+    generation : another object whenever anything may have been written, be it of no consequence to the Program: as long
+        as it is the same, the module holds the very same parameters and buffers.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
         parts = list(module.modules())
-        self._parts, self._kinds = parts, [type(part) for part in parts]
         self._classes: dict[type, tuple[Any, list[Any]]] = {}
         self._forwards = {type(part): type(part).forward for part in parts}  # torch's own classes included
         self._arrays: list[tuple[Any, bytes]] = []
         self._states: list[_Attributes] = []
         self._holders: list[_Elements] = []
+        self._cells: list[tuple[types.CellType, Any]] = []
         self._hooks = [part.__dict__[name] for part in parts for name in _HOOKS]
         seen = {id(part) for part in parts}
         for part in parts:
             self._remember_class(type(part))
-            self._states.append(_Attributes(part.__dict__, _SKIPPED))
+            self._states.append(_Attributes(part))
             for key, value in part.__dict__.items():
                 if key not in _SKIPPED and key not in _TABLES and key not in _HOOKS:
                     self._follow(value, seen)
@@ -73,6 +83,7 @@ class ModuleGuard:
         self._shape = _arrangement(self._filled)
         self._ids = _ids(self._filled)
         self._expect()
+        self._watch(parts)
 
     def _follow(self, value: Any, seen: set[int]) -> None:
         """Remember what a value holds that can change while it stays the same object."""
@@ -82,12 +93,13 @@ class ModuleGuard:
         if isinstance(value, types.FunctionType) and id(value) not in seen and _foreign_name(value.__module__):
             seen.add(id(value))
             for cell in value.__closure__ or ():
+                self._cells.append((cell, _cell(cell)))
                 self._follow(_cell(cell), seen)
         if isinstance(value, _OPAQUE) or id(value) in seen:
             return
         seen.add(id(value))
         if isinstance(value, functools.partial):
-            for element in (value.func, *value.args, *value.keywords.values()):
+            for element in (value.func, *value.args, value.keywords):
                 self._follow(element, seen)
         if isinstance(value, list | tuple | set | frozenset | dict | deque):
             if not isinstance(value, tuple | frozenset):
@@ -100,7 +112,7 @@ class ModuleGuard:
         inner = getattr(value, "__dict__", None)
         if isinstance(inner, dict) and (isinstance(value, torch.nn.Module) or _foreign(type(value))):
             self._remember_class(type(value))
-            self._states.append(_Attributes(inner, _SKIPPED))
+            self._states.append(_Attributes(value))
             for element in inner.values():
                 self._follow(element, seen)
 
@@ -111,9 +123,60 @@ class ModuleGuard:
                 attributes = vars(base)
                 self._classes[base] = (attributes, list(attributes.values()))
 
+    def _watch(self, parts: list[torch.nn.Module]) -> None:
+        """Find the dicts whose tags stand for what the snapshot holds, and what else has to be looked at every time."""
+        self.generation = object()
+        self._seen: Any = None
+        owners = [state.owner for state in self._states if state.bound]
+        self._owners, self._inner, self._kinds = owners, list(map(_dict_of, owners)), list(map(type, owners))
+        self._empty = [*self._hooks, *(table for part in parts for table in map(vars(part).get, _TABLES) if not table)]
+        self._loose = [holder for holder in self._holders if not holder.tagged]
+        self._orders = [holder for holder in self._holders if holder.tagged and holder.ordered]
+        held = [holder.holder for holder in self._holders if holder.tagged]
+        classes = [tags.of_class(kind) for kind in self._classes]
+        self._watched = [*(state.state for state in self._states), *self._children, *self._filled, *held]
+        self._watched += [attributes for attributes in classes if attributes is not None]
+        self._tagged = tags.kept() and None not in classes
+        self._words, self._others = _words([*self._watched, *self._empty], owners) if self._tagged else (None, owners)
+
+    def _look(self) -> Any:
+        """The tags of all dicts, and which class and which dict every object has, as they are now."""
+        found = self._words.read() if self._words else (tags.tags(self._watched), any(self._empty))
+        # Numbers of objects will do: what they were is held by this guard.
+        return found, list(map(id, map(type, self._others))), list(map(id, map(_dict_of, self._others)))
+
     def holds(self) -> bool:
         """Whether nothing but tensor values has changed since the snapshot."""
-        if any(self._hooks) or list(map(type, self._parts)) != self._kinds:
+        # Before anything is compared: what another thread writes meanwhile must not count as compared.
+        now = self._look() if self._tagged else None
+        if now is None or now != self._seen:
+            self.generation = object()
+            if not self._same():
+                return False
+            self._seen = now
+        return self._same_contents()
+
+    def _same_contents(self) -> bool:
+        """Whether all is as it was that no tag tells of."""
+        for holder in self._loose:
+            if not holder.same():
+                return False
+        for holder in self._orders:
+            if list(holder.holder) != holder.keys:
+                return False
+        for cell, kept in self._cells:
+            if not _alike(_cell(cell), kept):
+                return False
+        for array, contents in self._arrays:
+            if _contents(array) != contents:
+                return False
+        return all(kind.forward is forward for kind, forward in self._forwards.items())
+
+    def _same(self) -> bool:
+        """Whether all is as it was that is held in dicts, compared value by value."""
+        if any(self._hooks) or list(map(type, self._owners)) != self._kinds:
+            return False
+        if not all(map(is_, map(_dict_of, self._owners), self._inner)):
             return False
         if list(map(len, self._tables)) != self._sizes:
             return False
@@ -124,11 +187,6 @@ class ModuleGuard:
                 return False
         for attributes, kept in self._classes.values():
             if len(attributes) != len(kept) or not all(map(is_, attributes.values(), kept)):
-                return False
-        if any(kind.forward is not forward for kind, forward in self._forwards.items()):
-            return False
-        for array, contents in self._arrays:
-            if _contents(array) != contents:
                 return False
         return self._same_children() and self._same_tables()
 
@@ -185,13 +243,38 @@ def _arrangement(tables: list[dict[str, Any]]) -> list[tuple[str, Any, int]]:
     ]
 
 
+_dict_of = attrgetter("__dict__")
+
+
+def _words(dicts: list[Any], owners: list[Any]) -> tuple[Words | None, list[Any]]:
+    """The words that say what `ModuleGuard._look` looks for, and the objects that have to be asked."""
+    tag = place_of_tag()
+    if tag is None:
+        return None, owners
+    addresses, others = [id(entry) + tag for entry in dicts], []
+    for owner in owners:
+        places = places_of_shell(owner)
+        if places is None:
+            others.append(owner)
+        else:
+            addresses += [id(owner) + place for place in places]
+    return Words(addresses, (dicts, owners)), others
+
+
 class _Attributes:
-    """The ``__dict__`` of a module or of a plain object, without some keys."""
+    """The ``__dict__`` of a module or of a plain object, without what is skipped.
 
-    __slots__ = ("getter", "kept", "size", "state")
+    Attributes
+    ----------
+    bound : whether the object gives this very dict whenever it is asked; else the dict stands for itself.
+    """
 
-    def __init__(self, state: dict[str, Any], skip: frozenset[str]) -> None:
-        names = tuple(name for name in state if name not in skip)
+    __slots__ = ("bound", "getter", "kept", "owner", "size", "state")
+
+    def __init__(self, owner: Any) -> None:
+        state = owner.__dict__
+        names = tuple(name for name in state if name not in _SKIPPED)
+        self.owner, self.bound = owner, owner.__dict__ is state
         self.state, self.size = state, len(state) - ("_compiled_call_impl" in state)
         self.getter: Callable[[Any], tuple[Any, ...]] | None = _getter(names)
         self.kept = self.getter(state) if self.getter else ()
@@ -215,12 +298,21 @@ class _Attributes:
 
 
 class _Elements:
-    """What a list, set or dict holds, by identity and order, or else by content."""
+    """What a list, set or dict holds, by identity and order, or else by content.
 
-    __slots__ = ("holder", "kept", "keys")
+    Attributes
+    ----------
+    tagged : whether it is a dict whose tag stands for its contents.
+    ordered : whether it may change its order without changing its contents, and its tag.
+    """
+
+    __slots__ = ("holder", "kept", "keys", "ordered", "tagged")
 
     def __init__(self, holder: Any) -> None:
-        self.holder = holder
+        kind = type(holder)
+        self.holder, self.ordered = holder, isinstance(holder, OrderedDict)
+        base: Any = OrderedDict if self.ordered else dict
+        self.tagged = isinstance(holder, dict) and (kind.__iter__, kind.values) == (base.__iter__, base.values)
         self.keys = list(holder) if isinstance(holder, dict) else None
         self.kept = list(_elements(holder))
 
@@ -307,9 +399,9 @@ def call_state() -> tuple[Any, ...]:
     """Global state that decides what a forward computes or which kernels torch picks."""
     functional = torch.nn.functional
     return (
-        torch.get_float32_matmul_precision(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.mkldnn.enabled,
+        torch._C._get_float32_matmul_precision(),
+        torch._C._get_deterministic_algorithms(),
+        torch._C._get_mkldnn_enabled(),
         torch.get_default_dtype(),
         torch._C._len_torch_function_stack() and str(torch.get_default_device()),
         functional.scaled_dot_product_attention,  # attention libraries replace it

@@ -115,27 +115,39 @@ def _from_pretrained(place: str, is_folder: bool, dtype: str | None) -> Any:
         ) from error
 
 
-def _from_factory(name: str, dtype: str | None) -> Any:
-    from diffusers import DiffusionPipeline
+def imported(name: str) -> Any:
+    """What ``module:attribute`` names, looked for in the current folder and among installed packages.
 
+    Raises
+    ------
+    UsageError : there is no such module, or nothing of that name in it.
+    """
     module_name, _, attribute = name.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
     try:
-        factory: Any = importlib.import_module(module_name)
-    except ImportError as error:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
         raise UsageError(
-            f"module '{module_name}' cannot be imported: {error}",
+            f"module '{module_name}' cannot be imported: "
+            + (str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"),
             where=name,
-            hint="module:factory is looked for in the current folder and among installed packages",
+            hint="it is looked for in the current folder and among installed packages",
         ) from error
     for part in attribute.split("."):
-        if not hasattr(factory, part):
-            known = [key for key, value in vars(factory).items() if callable(value) and not key.startswith("_")]
+        if not hasattr(found, part):
+            known = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
             raise UsageError(f"module '{module_name}' has no '{part}'", where=name, hint=nearest(part, known))
-        factory = getattr(factory, part)
+        found = getattr(found, part)
+    return found
+
+
+def _from_factory(name: str, dtype: str | None) -> Any:
+    from diffusers import DiffusionPipeline
+
+    factory = imported(name)
     if not callable(factory):
-        raise UsageError(f"'{attribute}' is a {type(factory).__name__}, not a function", where=name)
+        raise UsageError(f"'{name.partition(':')[2]}' is a {type(factory).__name__}, not a function", where=name)
     try:
         pipe = factory()
     except GraphoptError:

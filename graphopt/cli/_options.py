@@ -34,11 +34,11 @@ def check_names(target: str, passes: str | None, extra: Sequence[str] = ()) -> N
     if not entry_points(group="graphopt.passes"):
         known = [path.stem for path in (root / "passes").glob("[!_]*.py")]
         for entry in [] if passes is None else _entries(passes):
-            if _split(entry)[0] not in (*known, *_PIPELINES):
-                raise _unknown_pass(_split(entry)[0], (*known, *_PIPELINES))
+            if (name := _split(entry)[0]) not in (*known, *_PIPELINES) and not _is_imported(name):
+                raise _unknown_pass(name, (*known, *_PIPELINES))
         for entry in extra:
-            if _split(entry)[0] not in known:
-                raise _unknown_pass(_split(entry)[0], known, "--pass")
+            if (name := _split(entry)[0]) not in known and not _is_imported(name):
+                raise _unknown_pass(name, known, "--pass")
 
 
 def _unknown_target(name: str, known: Iterable[str]) -> UsageError:
@@ -46,7 +46,7 @@ def _unknown_target(name: str, known: Iterable[str]) -> UsageError:
 
 
 def _unknown_pass(name: str, known: Iterable[str], where: str = "--pass-pipeline") -> UsageError:
-    what = "pass" if where == "--pass" else "pass or pipeline"
+    what = "pass or pipeline" if where == "--pass-pipeline" else "pass"
     return UsageError(f"unknown {what} '{name}'", where=where, hint=nearest(name, known))
 
 
@@ -56,8 +56,50 @@ def _entries(text: str) -> list[str]:
 
 def _split(entry: str) -> tuple[str, str | None]:
     """Name and options of ``name{options}``."""
-    match = re.fullmatch(r"\s*(\w+)\s*(?:\{(.*)\})?\s*", entry)
+    match = re.fullmatch(r"\s*([\w.:]+)\s*(?:\{(.*)\})?\s*", entry)
     return (match[1], match[2]) if match else (entry, None)
+
+
+def _is_imported(name: str) -> bool:
+    """Whether a pass is named as ``module:Class``."""
+    return bool(re.fullmatch(r"[\w.]+:[\w.]+", name))
+
+
+def _known_pass(name: str, known: dict[str, type[Pass]], where: str, others: Iterable[str] = ()) -> type[Pass]:
+    """The class of a pass by its name, or by the place that it is imported from."""
+    if not _is_imported(name):
+        if name not in known:
+            raise _unknown_pass(name, (*known, *others), where)
+        return known[name]
+    from graphopt.cli._load import imported
+    from graphopt.ir.rewrite import Pass
+
+    found = imported(name)
+    if isinstance(found, type) and issubclass(found, Pass) and hasattr(found, "__dataclass_fields__"):
+        return found
+    hint = "@dataclass(frozen=True) above class MyPass(graphopt.Pass)"
+    raise UsageError(f"'{name.partition(':')[2]}' is not a pass", where=f"{where} {name}", hint=hint)
+
+
+def check_pass(name: str, extra: Sequence[str] = ()) -> str:
+    """The name of a pass, which may be among `extra` (``--pass``). Raises UsageError where there is none.
+
+    Without plug-ins this needs no torch.
+    """
+    known = [path.stem for path in (Path(__file__).parents[1] / "passes").glob("[!_]*.py")]
+    if name not in known and entry_points(group="graphopt.passes"):
+        from graphopt import plugins
+
+        known = list(plugins.passes())
+    if _is_imported(name) or any(_is_imported(_split(entry)[0]) for entry in extra):
+        classes = {_known_pass(place, {}, "--pass") for e in (name, *extra) if _is_imported(place := _split(e)[0])}
+        from graphopt.ir.rewrite import pass_name
+
+        known += [pass_name(found) for found in classes]
+        name = pass_name(_known_pass(name, {}, "PASS")) if _is_imported(name) else name
+    if name not in known:
+        raise _unknown_pass(name, known, "PASS")
+    return name
 
 
 def target_named(name: str) -> str | Target:
@@ -79,6 +121,8 @@ def target_named(name: str) -> str | Target:
 def passes_named(text: str | None, extra: Sequence[str] = (), base: str = "exact") -> tuple[Pass, ...] | None:
     """Passes of a list such as ``exact,my_pass{limit=3}``: names of pipelines and of passes, with options.
 
+    A pass that is not registered is named by the place that it is imported from, ``my_module:MyPass{limit=3}``.
+
     This reads what `graphopt.ir.rewrite.spell` writes. Each of `extra` takes the place of the passes of its name, or
     goes to the end where there is none; without a `text` they go into the pipeline `base`. Raises UsageError for an
     unknown name, option or value, and PassError for an order that is not legal.
@@ -93,16 +137,13 @@ def passes_named(text: str | None, extra: Sequence[str] = (), base: str = "exact
         name, options = _split(entry)
         if name in pipelines.PIPELINES and options is None:
             found += pipelines.PIPELINES[name]
-        elif name in known:
-            found.append(_made(known[name], options, f"--pass-pipeline {entry.strip()}"))
         else:
-            raise _unknown_pass(name, (*known, *pipelines.PIPELINES))
+            cls = _known_pass(name, known, "--pass-pipeline", pipelines.PIPELINES)
+            found.append(_made(cls, options, f"--pass-pipeline {entry.strip()}"))
     for entry in extra:
         name, options = _split(entry)
-        if name not in known:
-            raise _unknown_pass(name, known, "--pass")
-        made = _made(known[name], options, f"--pass {entry.strip()}")
-        places = [place for place, other in enumerate(found) if other.name == name]
+        made = _made(_known_pass(name, known, "--pass"), options, f"--pass {entry.strip()}")
+        places = [place for place, other in enumerate(found) if other.name == made.name]
         for place in places or [len(found)]:
             found[place : place + 1] = [made]
     check_order(found)

@@ -71,7 +71,7 @@ class Request:
         suits = "exact" if isinstance(target, str) else target.pipeline
         passes = passes_named(self.pass_pipeline, self.passes, suits)
         pipe = load(self.pipeline, dtype=self.dtype)
-        call = {"num_inference_steps": self.steps, "height": self.height, "width": self.width}
+        call: dict[str, Any] = {"num_inference_steps": self.steps, "height": self.height, "width": self.width}
         call |= call_values(list(self.arg))
         if "prompt" in inspect.signature(pipe.__call__).parameters:
             call.setdefault("prompt", self.prompt)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphopt.debug.statistics import PassRecord
+from graphopt.ir.cost import StageCost
 from graphopt.runtime.report import ModuleReport, Report, VariantReport, counted
 
 
@@ -93,9 +95,9 @@ def _passes(name: str, records: Sequence[PassRecord]) -> Group:
             record.accuracy,
             "[red]failed[/]" if record.error else str(record.fired),
             str(refused or "·"),
-            _after(record.nodes, str),
-            _after(record.flops, scaled),
-            _after(record.bytes, lambda value: scaled(value, "B")),
+            after(record.nodes, str),
+            after(record.flops, scaled),
+            after(record.bytes, lambda value: scaled(value, "B")),
         )
         if record.error:
             reasons.append(Text(f"{record.name} was rolled back: {record.error.splitlines()[0]}", style="red"))
@@ -105,13 +107,36 @@ def _passes(name: str, records: Sequence[PassRecord]) -> Group:
     return Group(made, *(Padding(reason, (0, 0, 0, 2)) for reason in reasons), "")
 
 
-def _after(pair: tuple[Any, Any], text: Callable[[Any], str]) -> str:
+def after(pair: tuple[Any, Any], text: Callable[[Any], str]) -> str:
     """What is left, or the change in per cent where the figure looks the same; a dot where nothing changed."""
     if pair[0] == pair[1]:
         return "·"
     if text(pair[0]) == text(pair[1]) and pair[0]:
         return f"{pair[1] / pair[0] - 1:+.2%}"
     return text(pair[1])
+
+
+def stage_changes(costs: Mapping[str, tuple[StageCost, StageCost]]) -> Table:
+    """The work of each stage that has any, before → after."""
+    made = table("Work per stage, before → after", "stage", "nodes", "FLOPs", "bytes", "weights")
+    for name, (was, now) in costs.items():
+        if was.nodes or now.nodes:
+            made.add_row(
+                Text(name.replace("_", " × ")),
+                _change(was.nodes, now.nodes, str),
+                _change(was.cost.flops, now.cost.flops, scaled),
+                _change(was.cost.bytes, now.cost.bytes, lambda value: scaled(value, "B")),
+                _change(was.weight_bytes, now.weight_bytes, lambda value: scaled(value, "B")),
+            )
+    return made
+
+
+def _change(before: Any, now: Any, text: Callable[[Any], str]) -> str:
+    """``1.7 G → 1.6 G`` with the change in per cent below; the figure alone where it stays the same."""
+    if before == now:
+        return text(before)
+    known = isinstance(before, int | float) and isinstance(now, int | float) and before
+    return f"{text(before)} → {text(now)}" + (f"\n{100 * (now / before - 1):+.3g} %" if known else "")
 
 
 def fates(modules: Sequence[ModuleReport]) -> Text:
@@ -170,9 +195,15 @@ def show_loops(console: Console, report: Report) -> None:
             rows = table("Relations between calls", "module", "relation", "known by", "fate",
                          left=("relation", "known by", "fate"))  # fmt: skip
             for entry in loop.relations:
-                rows.add_row(entry.module, entry.what, entry.seen, "; ".join(filter(None, (entry.fate, entry.holds))))
+                fate = "; ".join(filter(None, (entry.fate, entry.holds)))
+                rows.add_row(entry.module, entry.what, _short(entry.seen), fate)
             console.print(rows)
         console.print()
+
+
+def _short(seen: str) -> str:
+    """``proved by pipeline_flux.py:901``: without folders, which do not fit into a column."""
+    return re.sub(r"\S*/", "", seen)
 
 
 def show_inputs(console: Console, report: Report) -> None:

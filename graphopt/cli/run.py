@@ -5,28 +5,36 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graphopt.cli._app import AsJson, Debug, errors, out, phase
 from graphopt.errors import GraphoptError, UsageError
 
+if TYPE_CHECKING:
+    from graphopt.cli._from import Start
+
 Arguments = Annotated[
     list[str] | None,
     typer.Option("--arg", help="An argument of the pipeline's call, key=value with a JSON value; repeat for more."),
 ]
 Evict = Annotated[bool, typer.Option("--evict", help="Move weights that no step reads from memory to a file.")]
-Name = Annotated[str, typer.Argument(metavar="PIPELINE", help="A bundled name, a folder, a hub id, or module:factory.")]
+_WHICH = "A bundled name, a folder, a hub id, or module:factory."
+Name = Annotated[str, typer.Argument(metavar="PIPELINE", help=_WHICH)]
 
 
 def run(
-    pipeline: Name,
+    pipeline: Annotated[
+        str | None, typer.Argument(metavar="[PIPELINE]", help=f"{_WHICH} With --from, else the journal's.")
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; repeat for more.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; else the pipeline's own.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; else the pipeline's own.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the first image; the next ones count up.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the first image; the next ones count up. 0 if not given.")
+    ] = None,
     height: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
@@ -35,6 +43,12 @@ def run(
     target: Annotated[str, typer.Option(help="auto, eager, inductor, or a plug-in's.")] = "auto",
     pass_pipeline: Annotated[str | None, typer.Option(help="Passes, such as exact or none.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the images.")] = Path("graphopt-run"),
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A dump of graphopt trace to run in place of the passes up to it.")
+    ] = None,
+    then: Annotated[
+        str | None, typer.Option("--then", help="Passes to go on with after the dump; rest: those of its journal.")
+    ] = None,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Or run the pipeline as it is.")] = True,
     evict: Evict = False,
     as_json: AsJson = False,
@@ -51,10 +65,26 @@ def run(
         graphopt run facebook/DiT-XL-2-256 --arg "class_labels=[207]"
 
         graphopt run my_module:make_pipeline --prompt "a cabin" --no-compile
+
+        graphopt run --from dumps/007_hoist.py --then rest
+
+    With --from the pipeline, prompt and sizes are those of the journal beside the dump, where they are not given.
     """
     from graphopt.cli._load import call_arguments, check, load
     from graphopt.cli._options import check_names, passes_named, target_named
 
+    began = _begin(source, then, pipeline, pass_pipeline, compile=compile)
+    if began is None and pipeline is None:
+        raise UsageError(
+            "there is no PIPELINE", where="graphopt run", hint="graphopt run emoji-unet --prompt 'a red apple'"
+        )
+    if began is not None:
+        pipeline, asked = began.pipeline, began.request.get("prompt")
+        prompt = prompt or ([asked] if asked is not None else None)
+        steps, seed, dtype = (began.value(*pair) for pair in (("steps", steps), ("seed", seed), ("dtype", dtype)))
+        height, width = began.value("height", height), began.value("width", width)
+        arg, target = [*began.request.get("arg", ()), *(arg or ())], "eager" if target == "auto" else target
+    seed = seed or 0
     wanted = {
         "num_inference_steps": steps,
         "guidance_scale": guidance,
@@ -64,9 +94,10 @@ def run(
         **call_values(arg),
     }
     prompts: list[str | None] = [*prompt] if prompt else [None]
+    assert pipeline is not None
     check_names(target, pass_pipeline)
     check(pipeline, {"prompt": prompts[0], **wanted}, dtype=dtype)
-    chosen, passes = target_named(target), passes_named(pass_pipeline)
+    chosen, passes = target_named(target), began.passes if began else passes_named(pass_pipeline)
     pipe = load(pipeline, dtype=dtype)
     calls = [call_arguments(pipe, {"prompt": text, **wanted}) for text in prompts]
     import torch
@@ -74,14 +105,20 @@ def run(
     import graphopt
 
     if compile:
-        graphopt.compile(pipe, target=chosen, pipeline=passes, evict="file" if evict else None)
-    output.mkdir(parents=True, exist_ok=True)
+        graphopt.compile(pipe, target=chosen, pipeline=passes, evict="file" if evict else None,
+                         observers=began.observers if began else ())  # fmt: skip
+    if began and began.warms_up:
+        with phase("a first run, which shows what the dump assumes"), torch.no_grad():
+            pipe(**calls[0], generator=torch.Generator().manual_seed(seed))
     rows = []
     for k in range(len(calls) * count):
         call, start = calls[k // count], time.perf_counter()
         with phase(f"image {k + 1} of {len(calls) * count}"), torch.no_grad():
             result = pipe(**call, generator=torch.Generator().manual_seed(seed + k))
         seconds = time.perf_counter() - start
+        if began:
+            began.check()
+        output.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(_images(result)):
             path = output / f"{k:04d}{f'_{number}' if number else ''}.png"
             image.save(path)
@@ -89,6 +126,7 @@ def run(
     summary = {
         "pipeline": type(pipe).__name__,
         "compiled": compile,
+        "from": str(source) if source else None,
         "images": rows,
         "report": graphopt.report(pipe).to_dict() if compile else None,
     }
@@ -96,6 +134,26 @@ def run(
         typer.echo(json.dumps(summary, indent=2))
     else:
         _show(rows, graphopt.report(pipe) if compile else None)
+        if began:
+            errors().print(began.served(), markup=False)
+
+
+def _begin(
+    source: Path | None, then: str | None, pipeline: str | None, passes: str | None, *, compile: bool
+) -> Start | None:
+    """The dump to start from, read; None where there is none."""
+    if source is None:
+        if then is not None:
+            raise UsageError("there is no dump to go on from", where="--then", hint="--from DUMP, or --pass-pipeline")
+        return None
+    if passes is not None:
+        what = "a dump stands in place of passes; those after it are named by --then"
+        raise UsageError(what, where="--pass-pipeline", hint=f"--then {passes}")
+    if not compile:
+        raise UsageError("a dump runs compiled", where="--no-compile", hint="leave out --from or --no-compile")
+    from graphopt.cli._from import start
+
+    return start(source, then, pipeline)
 
 
 def _show(rows: list[dict[str, Any]], report: Any) -> None:

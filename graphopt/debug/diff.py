@@ -26,6 +26,7 @@ class Change:
     kind : ``removed``, ``added``, ``moved`` (to another stage, with the same arguments), or ``changed`` (other
         arguments, of another operation, or of another shape).
     before, after : the node's line in a dump, None where it does not exist.
+    values : what it gives, before and after: ``f32[2, 4]``; empty where it does not exist.
     stages : that compute it, before and after.
     module, source : where the user's model made it.
     cost : of the node: what its removal saves, or what it adds; after less before where it is in both.
@@ -35,6 +36,7 @@ class Change:
     node: str
     before: str | None
     after: str | None
+    values: tuple[str, str]
     stages: tuple[str, str]
     module: str
     source: str
@@ -129,9 +131,13 @@ def _kind(old: fx.Node, new: fx.Node, pairs: dict[fx.Node, fx.Node]) -> Kind | N
 def _change(kind: Kind, old: fx.Node | None, new: fx.Node | None) -> Change:
     node = old if old is not None else new
     assert node is not None
+    values = tuple(describe(entry.meta.get("val")) if entry is not None else "" for entry in (old, new))
     stages = tuple(stage_name(placement(entry)) if entry is not None else "" for entry in (old, new))
     costs = [node_cost(entry) if entry is not None else Cost() for entry in (old, new)]
     cost = Cost(costs[1].flops - costs[0].flops, costs[1].bytes - costs[0].bytes)
-    lines = [line(entry) if entry is not None else None for entry in (old, new)]
+    was, now = (line(entry) if entry is not None else None for entry in (old, new))
     meta = (new if new is not None else node).meta
-    return Change(kind, node.name, *lines, (stages[0], stages[1]), meta.get("module", ""), meta.get("source", ""), cost)
+    return Change(
+        kind, node.name, was, now, (values[0], values[1]), (stages[0], stages[1]), meta.get("module", ""),
+        meta.get("source", ""), cost,
+    )  # fmt: skip

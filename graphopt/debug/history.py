@@ -136,14 +136,14 @@ class History(Observer):
             self._begun = Compilation(program.name, [Snapshot(0, "captured", program)])
         number = len(self._begun.snapshots)
         self._begun.snapshots.append(Snapshot(number, spell(pass_), program, pass_))
-        self._names = {node.name for node in program.graph.nodes}
+        self._names = _names(program)
         self._start = time.perf_counter()
 
     def rewrites(self, pass_: Pass, match: Match) -> None:
         self._newest.fired.append(Fired(_place(match.root)))
 
     def rewritten(self, pass_: Pass, match: Match, program: Program) -> None:
-        names = {node.name for node in program.graph.nodes}
+        names = _names(program)
         removed, added = tuple(sorted(self._names - names)), tuple(sorted(names - self._names))
         self._newest.fired[-1] = Fired(self._newest.fired[-1].place, removed, added)
         self._names = names
@@ -173,3 +173,8 @@ class History(Observer):
 
 def _place(node: fx.Node) -> Place:
     return Place(node.name, node.meta.get("module", ""), node.meta.get("source", ""))
+
+
+def _names(program: Program) -> set[str]:
+    """Names of all nodes but the output, whose name is a copy's own."""
+    return {node.name for node in program.graph.nodes if node.op != "output"}

@@ -14,6 +14,7 @@ from graphopt.energy.estimate import EstimateMeter
 from graphopt.energy.meter import Meter, Reading, SumMeter, Unavailable
 from graphopt.energy.nvml import NvmlMeter
 from graphopt.energy.rapl import RaplMeter
+from graphopt.energy.work import WorkEstimate
 
 __all__ = [
     "Choice",
@@ -24,5 +25,6 @@ __all__ = [
     "Reading",
     "SumMeter",
     "Unavailable",
+    "WorkEstimate",
     "best_meter",
 ]

@@ -45,7 +45,7 @@ _TORCHS_OWN = frozenset({"aten", "prims", "mkldnn"})
 # Operations that may give back their argument itself, although their schema does not say so.
 _UNDECLARED_VIEWS = frozenset({aten.type_as.default, aten.dropout.default})
 
-_PURE_PYTHON = frozenset(
+PURE_PYTHON = frozenset(
     {
         operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod,
         operator.neg, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, torch.sym_float,
@@ -65,7 +65,7 @@ def has_effect(node: fx.Node) -> bool:
         if target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags:
             return not _inactive_dropout(node)
         return not target._schema.returns or target.name().startswith("aten::_assert")
-    return target not in _PURE_PYTHON
+    return target not in PURE_PYTHON
 
 
 def _inactive_dropout(node: fx.Node) -> bool:

@@ -82,7 +82,7 @@ class _Choice:
 
     def __init__(self, program: Program, stage: Stage, price: Price, assumed: Mapping[fx.Node, Stage]) -> None:
         self.stage, self.price, self.known = stage, price, stages(program)
-        self.owner, self.hints = cache(owner), _hints(program)
+        self.owner, self.hints = cache(owner), hints_of(program)
         self.roles = {node: frozenset({program.role(node)} - {"weight"}) for node in program.placeholders}
         self.inside: set[fx.Node] = set()
         self.candidates: list[fx.Node] = []
@@ -105,14 +105,14 @@ class _Choice:
 
     def bytes(self, node: fx.Node) -> int:
         """Bytes kept of an owner, all rows; the memory of an input is there anyway."""
-        return 0 if node in self.roles else self.price.rows * _number(nbytes(val(node)), self.hints)
+        return 0 if node in self.roles else self.price.rows * number(nbytes(val(node)), self.hints)
 
     def work(self, node: fx.Node) -> float:
         """What computing `node` costs, in bytes."""
         if is_view(node) or node.target is operator.getitem or not isinstance(val(node), torch.Tensor | list | tuple):
             return 0.0
-        read = sum(_number(nbytes(val(self.owner(source))), self.hints) for source in node.all_input_nodes)
-        return read + _number(node_cost(node).flops, self.hints) / self.price.flops_per_byte + self.price.dispatch_bytes
+        read = sum(number(nbytes(val(self.owner(source))), self.hints) for source in node.all_input_nodes)
+        return read + number(node_cost(node).flops, self.hints) / self.price.flops_per_byte + self.price.dispatch_bytes
 
     def leaving(self) -> list[fx.Node]:
         """The nodes inside that are read outside."""
@@ -168,7 +168,7 @@ class _Choice:
         if self.price.max_growth is None:
             return None
         for source, size in self.kept().items():
-            read = sum(_number(nbytes(val(entry)), self.hints) for entry in _below(source) if entry in self.roles)
+            read = sum(number(nbytes(val(entry)), self.hints) for entry in _below(source) if entry in self.roles)
             if source in self.movable and size > max(self.price.small_bytes, self.price.max_growth * read):
                 return source, f"keeping it takes {size} bytes, and the weights it is computed from {read}"
         return None
@@ -199,10 +199,10 @@ class _Choice:
 
 def kept_weights(program: Program) -> int:
     """Bytes of what the weights stage computes and other stages read; views of weights take none."""
-    known, hints = stages(program), _hints(program)
+    known, hints = stages(program), hints_of(program)
     nodes = [node for node in program.calls() if known[node] == WEIGHTS]
     kept = {owner(node) for node in nodes if any(known[user] != WEIGHTS for user in node.users)}
-    return sum(_number(nbytes(val(node)), hints) for node in kept if node.op == "call_function")
+    return sum(number(nbytes(val(node)), hints) for node in kept if node.op == "call_function")
 
 
 def _worth(option: tuple[float, int, fx.Node]) -> float:
@@ -221,7 +221,7 @@ def _below(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _hints(program: Program) -> dict[Any, int]:
+def hints_of(program: Program) -> dict[Any, int]:
     """Symbolic sizes → the sizes of the example inputs."""
     found: dict[Any, int] = {}
     for node in program.placeholders:
@@ -232,7 +232,8 @@ def _hints(program: Program) -> dict[Any, int]:
     return found
 
 
-def _number(amount: Any, hints: Mapping[Any, int]) -> int:
+def number(amount: Any, hints: Mapping[Any, int]) -> int:
+    """An int of an amount that may be symbolic; a size that `hints` lacks counts as 1."""
     if isinstance(amount, sympy.Basic):
         amount = amount.xreplace(dict(hints))
         amount = amount.xreplace({symbol: sympy.Integer(1) for symbol in amount.free_symbols})

@@ -1,49 +1,43 @@
 """A Program as runnable Python: deterministic, editable, and readable back.
 
 The text is one function whose parameters are the Program's inputs and whose lines call the operators by their full
-names. Comments say where lines came from (submodule, user source line, rules) and what they give; nothing in it depends
-on time, ids or addresses, so that two dumps can be compared. `parse` reads a dump back.
+names (`graphopt.ir.notation` says how). Comments say where lines came from (submodule, user source line, rules) and
+what they give; nothing in it depends on time, ids or addresses, so that two dumps can be compared. `parse` reads a dump
+back. Above the function stand, where a Program has them, what is assumed of its inputs (``RELATIONS``), example values
+of symbolic sizes (``SIZES``), how results are put together (``RESULT``, else a tuple), and a function per subgraph that
+operators of higher order call (``GRAPHS``). Values of constants are not in the text: `graphopt.debug.dumps` keeps them
+beside it.
 """
 
 from __future__ import annotations
 
-import ast
-import math
-import operator
-from typing import Any
+import dataclasses
+from collections.abc import Iterator
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_structure, treespec_dumps
 
 from graphopt.errors import UsageError
-from graphopt.ir.program import Input, Program, fake_mode, infer
-from graphopt.ir.stages import STAGES, STEP, placement, stage_name
+from graphopt.ir.notation import argument, describe, symbols, target_name
+from graphopt.ir.program import Program
+from graphopt.ir.reader import parse
+from graphopt.ir.stages import STEP, placement, stage_name
 
-_SHORT = {
-    torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16", torch.int64: "i64",
-    torch.int32: "i32", torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8", torch.bool: "bool",
-    torch.complex64: "c64",
-}  # fmt: skip
-_LONG = {short: dtype for dtype, short in _SHORT.items()}
-
-
-def describe(value: Any) -> str:
-    """``f32[2, 4, 16, 16]`` for a tensor, with strides where it is not contiguous; a list of these for several."""
-    if isinstance(value, torch.Tensor):
-        sizes = ", ".join(str(n) for n in value.shape)
-        kind = _SHORT.get(value.dtype, str(value.dtype).removeprefix("torch."))
-        strides = "" if value.is_contiguous() else f" strides {tuple(value.stride())}".replace("'", "")
-        return f"{kind}[{sizes}]{strides}"
-    if isinstance(value, list | tuple):
-        return "(" + ", ".join(describe(entry) for entry in value) + ")"
-    return type(value).__name__
+__all__ = ["describe", "dump", "line", "parse", "target_name"]
 
 
 def dump(program: Program) -> str:
-    """The Program as Python source: an ``INPUTS`` table, then the function ``program``."""
+    """The Program as Python source: an ``INPUTS`` table, then the function ``program``.
+
+    Raises
+    ------
+    UsageError : a part of it that Python has no text for: a tensor that is held by the graph itself.
+    """
     lines = [
         f'"""graphopt program {program.name}"""',
         "",
+        "import math",
         "import operator",
         "",
         "import torch",
@@ -54,8 +48,29 @@ def dump(program: Program) -> str:
     ]
     lines.append("INPUTS = {  # name: (role, path, value)")
     for node, entry in zip(program.placeholders, program.inputs, strict=True):
-        lines.append(f"    {entry.name!r}: ({entry.role!r}, {entry.path!r}, {describe(node.meta.get('val'))!r}),")
-    lines += ["}", "", "", "def program("]
+        value = describe(node.meta.get("val"), exact=True)
+        lines.append(f"    {entry.name!r}: ({entry.role!r}, {entry.path!r}, {value!r}),")
+    lines.append("}")
+    if program.relations:
+        lines.append("RELATIONS = [")
+        for known in program.relations:
+            lines.append(f"    {(type(known).__name__, *dataclasses.astuple(known))!r},  # {known}")
+        lines.append("]")
+    if hints := {name: hint for node in program.placeholders for name, hint in symbols(node.meta.get("val"))}:
+        lines.append(f"SIZES = {hints!r}  # symbol: its value in the example")
+    if result := _result(program):
+        lines.append(f"RESULT = {result!r}")
+    graphs = list(_graphs(program.graph, program.root, ""))
+    for name, graph, inside in graphs:
+        lines += ["", "", f"def {name}("]
+        lines += [f"    {node.name}," for node in graph.find_nodes(op="placeholder")]
+        lines.append("):")
+        lines += [f"    {line(node, inside)}" for node in graph.nodes if node.op != "placeholder"]
+    if graphs:
+        lines += ["", "", "GRAPHS = {"]
+        lines += [f"    {name!r}: {name}," for name, _, _ in graphs]
+        lines.append("}")
+    lines += ["", "", "def program("]
     lines += [f"    {node.name}," for node in program.placeholders]
     lines.append("):")
     shown = ("", "")
@@ -71,15 +86,18 @@ def dump(program: Program) -> str:
     return "\n".join(lines) + "\n"
 
 
-def line(node: fx.Node) -> str:
-    """A node as a line of Python: ``linear = ops.aten.linear.default(x, w)``; a placeholder as its name."""
+def line(node: fx.Node, inside: str = "") -> str:
+    """A node as a line of Python: ``linear = ops.aten.linear.default(x, w)``; a placeholder as its name.
+
+    `inside` is the name of the subgraph that the node is in.
+    """
     match node.op:
         case "call_function":
             return f"{node.name} = {_call(node)}"
         case "get_attr":
-            return f"{node.name} = GRAPHS[{node.target!r}]"
+            return f"{node.name} = GRAPHS[{_graph_name(str(node.target), inside)!r}]"
         case "output":
-            return f"return {_text(node.args[0])}"
+            return f"return {argument(node.args[0])}"
     return node.name
 
 
@@ -93,147 +111,32 @@ def _remarks(node: fx.Node) -> str:
 
 
 def _call(node: fx.Node) -> str:
-    args = [_text(value) for value in node.args] + [f"{key}={_text(value)}" for key, value in node.kwargs.items()]
+    args = [*map(argument, node.args), *(f"{key}={argument(value)}" for key, value in node.kwargs.items())]
     return f"{target_name(node.target)}({', '.join(args)})"
 
 
-def target_name(target: Any) -> str:
-    """How a call target is written in a dump: ``ops.aten.linear.default``, ``operator.getitem``."""
-    if isinstance(target, torch._ops.OpOverload):
-        return f"ops.{target}"
-    if isinstance(target, torch._ops.HigherOrderOperator):
-        return f"ops.higher_order.{target.name()}"
-    module = getattr(target, "__module__", "") or ""
-    return f"{module.removeprefix('_')}.{getattr(target, '__name__', str(target))}"
+def _graph_name(name: str, inside: str) -> str:
+    name = name.replace(".", "_")
+    return name if not inside or name.startswith(f"{inside}_") else f"{inside}_{name}"
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, fx.Node):
-        return value.name
-    if isinstance(value, tuple):
-        return "(" + ", ".join(_text(entry) for entry in value) + ("," if len(value) == 1 else "") + ")"
-    if isinstance(value, list):
-        return "[" + ", ".join(_text(entry) for entry in value) + "]"
-    if isinstance(value, torch.device):
-        return f"device({str(value)!r})"
-    if isinstance(value, torch.memory_format | torch.dtype | torch.layout):
-        return str(value)
-    return repr(value)
+def _graphs(graph: fx.Graph, root: torch.nn.Module, inside: str) -> Iterator[tuple[str, fx.Graph, str]]:
+    """Name and graph of every subgraph, inner ones first."""
+    seen = set[str]()
+    for node in graph.find_nodes(op="get_attr"):
+        name, path = _graph_name(str(node.target), inside), str(node.target)
+        found = root
+        for part in path.split("."):
+            found = getattr(found, part)
+        if not isinstance(found, fx.GraphModule):
+            raise UsageError(f"the graph holds a {type(found).__name__}, which a dump cannot", where=path)
+        if name not in seen:
+            seen.add(name)
+            yield from _graphs(found.graph, found, name)
+            yield name, found.graph, name
 
 
-def parse(source: str, filename: str = "<program>") -> Program:
-    """Read a dump back into a Program, shapes inferred anew, so that an edited dump is checked line by line.
-
-    The text is never executed: each line must be ``name = operator(arguments)``. Raises UsageError with the line at
-    fault when it is not.
-    """
-    try:
-        tree = ast.parse(source)
-        assigned = {_name(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
-        function = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
-        table = ast.literal_eval(assigned["INPUTS"])
-    except (SyntaxError, ValueError, KeyError, StopIteration) as error:
-        raise UsageError(f"not a readable dump: {error}", where=filename,
-                         hint="dumps are written by graphopt.ir.printer.dump") from error  # fmt: skip
-    graph = fx.Graph()
-    title = (ast.get_docstring(tree) or "").removeprefix("graphopt program ")
-    inputs = tuple(Input(name, role, path) for name, (role, path, _) in table.items())
-    program = Program(graph, inputs, name=title or filename)
-    remarks, lines = _read_remarks(source), source.splitlines()
-    names: dict[str, fx.Node] = {}
-    mode = fake_mode(graph)
-    for name, (_, _, text) in table.items():
-        names[name] = graph.placeholder(name)
-        with mode:
-            names[name].meta["val"] = _value(text)
-    for statement in function.body:
-        try:
-            if isinstance(statement, ast.Return):
-                graph.output(_read(statement.value, names))
-            elif isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call):
-                name, call = _name(statement.targets[0]), statement.value
-                kwargs = {str(entry.arg): _read(entry.value, names) for entry in call.keywords}
-                node = graph.call_function(_target(call.func), tuple(_read(arg, names) for arg in call.args), kwargs)
-                node._rename(name)
-                node.meta["val"] = infer(node)
-                node.meta.update(remarks.get(name, {}))
-                names[name] = node
-            else:
-                raise ValueError("a line must read: name = operator(arguments)")
-        except Exception as error:
-            raise UsageError(
-                f"cannot read a line of the dump: {type(error).__name__}: {error}",
-                where=f"{filename}:{statement.lineno}: {lines[statement.lineno - 1].strip()}",
-            ) from error
-    return program
-
-
-def _name(node: ast.expr) -> str:
-    if not isinstance(node, ast.Name):
-        raise ValueError("only plain names can be assigned to")
-    return node.id
-
-
-def _target(node: ast.expr) -> Any:
-    """The operator a dotted name such as ``ops.aten.linear.default`` stands for."""
-    if isinstance(node, ast.Attribute):
-        return getattr(_target(node.value), node.attr)
-    roots = {"ops": torch.ops, "operator": operator, "torch": torch, "math": math}
-    name = _name(node)
-    if name not in roots:
-        raise ValueError(f"'{name}' is none of {', '.join(sorted(roots))}")
-    return roots[name]
-
-
-def _read(node: ast.expr | None, names: dict[str, fx.Node]) -> Any:
-    """An argument: a node's name, a literal, a torch constant, or a list or tuple of these."""
-    match node:
-        case None:
-            return None
-        case ast.Constant():
-            return node.value
-        case ast.Name() if node.id in ("inf", "nan"):
-            return float(node.id)
-        case ast.Name():
-            return names[node.id]
-        case ast.List():
-            return [_read(entry, names) for entry in node.elts]
-        case ast.Tuple():
-            return tuple(_read(entry, names) for entry in node.elts)
-        case ast.UnaryOp(op=ast.USub()):
-            return -_read(node.operand, names)
-        case ast.Call(func=ast.Name(id="device")):
-            return torch.device(ast.literal_eval(node.args[0]))
-        case ast.Attribute():
-            return _target(node)
-    raise ValueError(f"cannot read the argument {ast.unparse(node)}")
-
-
-def _read_remarks(source: str) -> dict[str, dict[str, Any]]:
-    """What the comments of a dump say about nodes: submodule, source line, placement, rules."""
-    found: dict[str, dict[str, Any]] = {}
-    origin: dict[str, Any] = {}
-    for line in map(str.strip, source.splitlines()):
-        name, mark, rest = line.partition(" = ")
-        if line.startswith("# "):
-            module, _, where = line.removeprefix("# ").partition("  ")
-            origin = {"module": "" if module == "(model)" else module, "source": where}
-        elif mark and name.isidentifier():
-            known = found[name] = dict(origin)
-            for remark in rest.rpartition("  # ")[2].split("; "):
-                if remark.startswith("@"):
-                    known["placement"] = STAGES[remark[1:]]
-                elif remark.startswith("by "):
-                    known["rules"] = tuple(remark[3:].split(", "))
-    return found
-
-
-def _value(text: str) -> torch.Tensor:
-    kind, _, rest = text.partition("[")
-    sizes, _, strides = rest.partition("]")
-    shape = [int(n) for n in sizes.split(",") if n.strip()]
-    tensor = torch.empty(shape, dtype=_LONG[kind])
-    if strides.strip():
-        steps = [int(n) for n in strides.strip().removeprefix("strides (").rstrip(")").split(",") if n.strip()]
-        tensor = torch.empty_strided(shape, steps, dtype=_LONG[kind])
-    return tensor
+def _result(program: Program) -> str:
+    """How results are put together, as JSON; empty for a flat tuple."""
+    flat = tree_structure(tuple(range(len(program.results))))
+    return "" if program.out_spec in (None, flat) else treespec_dumps(program.out_spec)

@@ -24,6 +24,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import TreeSpec, tree_map_only
 
+from graphopt.ir.effects import has_effect
 from graphopt.ir.shapes import RULES
 
 Role: TypeAlias = Literal["weight", "condition", "time", "state"]
@@ -132,7 +133,8 @@ class Program:
         Parameters
         ----------
         before : the node in front of which the new one goes.
-        like : the node whose source line and module the new node inherits; `before` when left out.
+        like : the node whose source line and module the new node inherits, and its placement where the stage has all
+            that the new node reads; `before` when left out.
         val : fake value of the result, where it cannot be inferred (opaque packed weights).
         """
         origin = like if like is not None else before
@@ -142,8 +144,17 @@ class Program:
         for key in ("source", "module", "stack_trace", "nn_module_stack"):
             if key in origin.meta:
                 node.meta[key] = origin.meta[key]
+        placed = origin.meta.get("placement")
+        if placed is not None and not has_effect(node) and all(self._has(placed, n) for n in node.all_input_nodes):
+            node.meta["placement"] = placed
         node.meta["rules"] = (*origin.meta.get("rules", ()), *((self.rule,) if self.rule else ()))
         return node
+
+    def _has(self, stage: frozenset[str], node: fx.Node) -> bool:
+        """Whether a stage has the value of `node`."""
+        if node.op == "placeholder":
+            return self.role(node) in (*stage, "weight")
+        return node.op == "get_attr" or ("placement" in node.meta and node.meta["placement"] <= stage)
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Let every user of `old` use `new` instead, and remove `old`."""

@@ -72,6 +72,7 @@ class Paired:
 
 
 Relation: TypeAlias = Repeated | Unchanged | Constant | Paired
+RELATIONS: dict[str, type[Relation]] = {kind.__name__: kind for kind in (Repeated, Unchanged, Constant, Paired)}
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,9 @@ def verify(before: Program, after: Program) -> None:
     """Raise VerificationError unless `after` is well formed and has the boundary of `before`.
 
     Checked: graph lint; the same inputs in the same order with the same roles (constants may be added); the same number
-    of results with the same shapes, dtypes and strides; for every node made or changed by the last pass, that the
-    recorded shape and dtype are what the operation really gives; placements that respect dependence.
+    of results with the same shapes, dtypes and strides; for every node that the last pass made or changed, or that
+    reads other nodes than before, that the recorded shape, dtype and strides are what the operation really gives;
+    placements that respect dependence.
     """
     try:
         after.graph.lint()
@@ -62,8 +63,9 @@ def verify(before: Program, after: Program) -> None:
             raise VerificationError(
                 f"a result changed from {_signature(old)} to {_signature(new)}", where=f"after pass '{after.rule}'"
             )
+    reads = {node.name: _names(node) for node in before.calls()}
     for node in after.calls():
-        _check_value(node, after.rule)
+        _check_value(node, after.rule, rewired=reads.get(node.name) != _names(node))
     check_placements(after)
 
 
@@ -72,19 +74,23 @@ def _signature(node: fx.Node | None) -> Any:
     return (tuple(value.shape), value.dtype, tuple(value.stride())) if isinstance(value, torch.Tensor) else type(value)
 
 
-def _check_value(node: fx.Node, rule: str) -> None:
-    """Recorded metadata must be what the operator's own shape rule gives (for nodes of the pass just run)."""
+def _names(node: fx.Node) -> list[str]:
+    return [source.name for source in node.all_input_nodes]
+
+
+def _check_value(node: fx.Node, rule: str, *, rewired: bool) -> None:
+    """Recorded metadata must be what the operator's own shape rule gives (for what the pass just run has changed)."""
     if "val" not in node.meta:
         raise VerificationError("node has no recorded value", where=f"{node.name}, after pass '{rule}'",
                                 hint="create nodes with Program.call, which infers it")  # fmt: skip
     changed = (node, *node.all_input_nodes)  # a reader of a changed node may have been given another shape
-    if node.meta.get("opaque") or not any(rule in entry.meta.get("rules", ()) for entry in changed):
+    if node.meta.get("opaque") or not (rewired or any(rule in entry.meta.get("rules", ()) for entry in changed)):
         return
     actual, recorded = infer(node), node.meta["val"]
     if isinstance(actual, torch.Tensor) and (
         tuple(actual.shape) != tuple(recorded.shape)
         or actual.dtype != recorded.dtype
-        or _steps(actual) != _steps(recorded)
+        or steps(actual) != steps(recorded)
     ):
         raise VerificationError(
             f"recorded {tuple(recorded.shape)} {recorded.dtype} {recorded.stride()} "
@@ -93,7 +99,7 @@ def _check_value(node: fx.Node, rule: str) -> None:
         )
 
 
-def _steps(value: Any) -> list[Any]:
+def steps(value: Any) -> list[Any]:
     """The strides that matter: of dimensions longer than 1, in a tensor that has elements."""
     if any(size == 0 for size in value.shape if isinstance(size, int)):
         return []
@@ -135,10 +141,19 @@ def _example(value: Any, weight: bool, generator: torch.Generator) -> Any:
     if value.dtype.is_floating_point or value.dtype.is_complex:
         drawn = torch.randn(size, generator=generator, dtype=torch.float64)
         fan_in = max(1, drawn[:1].numel()) if weight and drawn.ndim > 1 else 1
-        return torch.empty_strided(size, value.stride(), dtype=value.dtype).copy_(drawn / fan_in**0.5)
+        return _laid_out(drawn / fan_in**0.5, value)
     if value.dtype == torch.bool:
-        return torch.rand(size, generator=generator) < 0.5
-    return torch.randint(0, 8, size, generator=generator).to(value.dtype)
+        return _laid_out(torch.rand(size, generator=generator) < 0.5, value)
+    return _laid_out(torch.randint(0, 8, size, generator=generator), value)
+
+
+def _laid_out(drawn: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """What was drawn, with the dtype, device and strides of a fake value; of expanded dimensions the first entry."""
+    steps = [int(n) for n in value.stride()]
+    once = drawn[tuple(slice(1 if step == 0 else None) for step in steps)]
+    return (
+        torch.empty_strided(once.shape, steps, dtype=value.dtype, device=value.device).copy_(once).expand(drawn.shape)
+    )
 
 
 def evaluate(program: Program, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:

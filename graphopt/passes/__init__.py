@@ -11,6 +11,7 @@ from .merge_common import MergeCommon
 from .merge_linears import MergeLinears
 from .pack_weights import PackWeights
 from .reassociate_sums import ReassociateSums
+from .rejoin_parts import RejoinParts
 from .remove_dead import RemoveDead
 from .share_calls import ShareCalls
 from .share_repeats import ShareRepeats
@@ -31,6 +32,7 @@ PASSES = (
     MergeLinears,
     PackWeights,
     ReassociateSums,
+    RejoinParts,
     RemoveDead,
     ShareCalls,
     ShareRepeats,
@@ -53,6 +55,7 @@ __all__ = [
     "MergeLinears",
     "PackWeights",
     "ReassociateSums",
+    "RejoinParts",
     "RemoveDead",
     "ShareCalls",
     "ShareRepeats",

@@ -45,6 +45,8 @@ _WATCHES = 4  # runs that are watched for relations between their calls
 _PATIENCE = 2  # changes of a part that was thought to stay the same
 _capturing = threading.local()
 
+Pick = Callable[[list[Any]], tuple[Any, ...]]  # a stage's arguments, from all values that are known
+
 
 @dataclass
 class Built:
@@ -134,6 +136,7 @@ class Variant:
         }
         self._plans = self._gather()
         self._constants = self._constant_inputs()
+        self._flat = _gives_a_tuple(program)
         self.tried: set[Relation] = set()  # relations that it was built with, or could not gain from
         self._watches = _WATCHES if installed.exploits else 0
         self._local = threading.local()
@@ -152,7 +155,7 @@ class Variant:
             if entry.role == "condition" and self.arguments[taken[k].argument].role == "state"
         ]
 
-    def _gather(self) -> list[tuple[Callable[[list[Any]], tuple[Any, ...]], list[int]]]:
+    def _gather(self) -> list[tuple[Pick, list[int]]]:
         """For each part, how to pick its arguments from the values known so far, and which arguments key its memo."""
         where = {entry.name: position for position, entry in enumerate(self.inputs)}
         needs = {entry.name: {entry.name} if entry.role != "weight" else set() for entry in self.inputs}
@@ -212,8 +215,12 @@ class Variant:
     def serves(self, signature: Any) -> bool:
         if self.signature != signature or self.refuted:
             return False
-        # What is left to the module is right whatever has become of the module.
-        return self.lost or (self.guard.holds() and self.weights.fit())
+        if self.lost:
+            return True  # what is left to the module is right whatever has become of the module
+        if not self.guard.holds():
+            self.weights.let_go()
+            return False
+        return self.weights.fit(self.guard.generation)
 
     @property
     def lost(self) -> bool:
@@ -230,7 +237,7 @@ class Variant:
             return self._run(call)
 
     def _run(self, call: Call) -> Any:
-        weights = self.weights.read()
+        weights = self.weights.read(self.guard.generation)
         values = [*weights, *self.built.boundary.take(call.tensors)]
         if len(self._plans) > 1:
             tensors, trajectories = call.tensors, self.trajectories
@@ -245,13 +252,12 @@ class Variant:
                         keys[position] = key_part(values[position])
                 held = tuple(place for k in keyed if (place := keys[k][1]) is not None)
                 key = Key((epoch, *(keys[k][0] for k in keyed)), held)
-                values.extend(self._kept(memo, key, kernel, pick(values), weights, tensors))
+                values.extend(self._kept(memo, key, kernel, pick, values, weights, tensors))
             if self._constants:
                 self._doubt([keys[k][0] for k in self._constants if k in keys])
         with torch.no_grad():
             results = self.built.kernels[-1](*self._plans[-1][0](values))
-        spec = self.built.program.out_spec
-        return tuple(results) if spec is None else tree_unflatten(list(results), spec)
+        return tuple(results) if self._flat else tree_unflatten(list(results), self.built.program.out_spec)
 
     def _doubt(self, keys: list[Any]) -> None:
         """Give up on parts that were thought to stay the same and change in the middle of a run."""
@@ -270,7 +276,7 @@ class Variant:
 
     @staticmethod
     def _kept(
-        memo: Memo, key: Key, kernel: Kernel, arguments: tuple[Any, ...], weights: list[Any], tensors: list[Any]
+        memo: Memo, key: Key, kernel: Kernel, pick: Pick, values: list[Any], weights: Sequence[Any], tensors: list[Any]
     ) -> tuple[Any, ...]:
         """What a stage gives: kept, or computed now and kept."""
         watched = torch._C._len_torch_dispatch_stack() > 0  # a dispatch mode may change what operators do
@@ -278,16 +284,25 @@ class Variant:
         if known is None:
             # Kept values must be usable in later calls, which may not be in inference mode.
             with torch.inference_mode(False), torch.no_grad():
-                known = private(kernel(*arguments), tensors)
+                known = private(kernel(*pick(values)), tensors)
             if not watched:
                 memo.put(key, known, weights)
         return known
 
 
-def _picker(positions: list[int]) -> Callable[[list[Any]], tuple[Any, ...]]:
+def _picker(positions: list[int]) -> Pick:
     if len(positions) == 1:
         return lambda values: (values[positions[0]],)
     return itemgetter(*positions) if positions else lambda values: ()
+
+
+def _gives_a_tuple(program: Program) -> bool:
+    """Whether the results as they come are what the module returns."""
+    if program.out_spec is None:
+        return True
+    numbers = list(range(program.out_spec.num_leaves))
+    built = tree_unflatten(numbers, program.out_spec)
+    return type(built) is tuple and built == tuple(numbers)
 
 
 class Installed:
@@ -315,6 +330,7 @@ class Installed:
         self.before = module.__dict__.get("_compiled_call_impl")  # what `graphopt.restore` brings back
         self._builder, self.takers = builder, takers
         self.variants: list[Variant] = []
+        self._last: Variant | None = None
         self.failures: dict[Any, tuple[ModuleGuard, str]] = {}
         self.asides: Counter[str] = Counter()
         self.calls = 0
@@ -377,7 +393,7 @@ class Installed:
 
         None where the call cannot be held back.
         """
-        state, versions = call_state(), Weights.versions(variant.weights.read())
+        state, versions = call_state(), Weights.versions(variant.weights.read(variant.guard.generation))
         if versions is None:
             return None  # nobody could tell whether they were written to
 
@@ -386,8 +402,10 @@ class Installed:
                 return self._call(*self.takers[0].rebuild(leaves, call.spec), hold=False)
 
         def same() -> bool:
-            now = Weights.versions(variant.weights.read())
-            if now is None or not variant.guard.holds() or call_state() != state:
+            if not variant.guard.holds() or call_state() != state:
+                return False
+            now = Weights.versions(variant.weights.read(variant.guard.generation))
+            if now is None:
                 return False
             return now == versions or (now[1] == versions[1] and all(map(evict.moved, versions[0], now[0])))
 
@@ -423,12 +441,20 @@ class Installed:
             for variant in self.variants:
                 if variant.serves((calls[-1].signature, state)):
                     if variant.built.boundary.fits(calls[-1].tensors):
-                        variant.used = self.calls
+                        self._serves_now(variant)
                         return variant, calls[-1]
                     variant.unequal += 1
             if calls[0].numbers == 0:
                 break  # all takers take such a call alike
         return self._capture(calls, state)
+
+    def _serves_now(self, variant: Variant) -> None:
+        """Note which variant serves; others keep no weights alive that the module may have exchanged since."""
+        variant.used = self.calls
+        if self._last is not variant:
+            if self._last is not None:
+                self._last.weights.let_go()
+            self._last = variant
 
     def _capture(self, calls: list[Call], state: Any) -> tuple[Variant, Call] | str:
         with self._lock:
@@ -576,7 +602,8 @@ class Installed:
                 raise
             self._reject(variant, f"the compiled call raised {type(error).__name__}: {_first_line(error)}")
             return expected
-        reason = disagreement(expected, result) if self.check else None
+        lossy = any(record.fired and record.accuracy == "lossy" for record in variant.built.passes)
+        reason = disagreement(expected, result, values=not lossy) if self.check else None
         if reason and self.strict:
             raise VerificationError(f"the compiled {self.name} is wrong: {reason}", where="its first call")
         if reason:
@@ -613,14 +640,19 @@ def _devices(call: Call) -> list[torch.device]:
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
-def disagreement(expected: Any, result: Any) -> str | None:
-    """Why a compiled result cannot be right: a coarse check that catches wrong code, not rounding."""
+def disagreement(expected: Any, result: Any, *, values: bool = True) -> str | None:
+    """Why a compiled result cannot be right: a coarse check that catches wrong code, not rounding.
+
+    Without `values` only of its form: what a lossy pass may do to values is not for this check to say.
+    """
     ours, theirs = ([v for v in tree_flatten(value)[0] if _is_tensor(v)] for value in (result, expected))
     if len(ours) != len(theirs):
         return f"it returned {len(ours)} tensors instead of {len(theirs)}"
     for new, old in zip(ours, theirs, strict=True):
         if new.shape != old.shape or new.dtype != old.dtype:
             return f"it returned {new.dtype} {tuple(new.shape)} instead of {old.dtype} {tuple(old.shape)}"
+        if not values:
+            continue
         if not old.dtype.is_floating_point:
             if not torch.equal(new, old):
                 return "an integer result differs"

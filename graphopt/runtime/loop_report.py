@@ -49,7 +49,7 @@ class LoopReport:
     operations : between two states, in a regular step.
     update : what a step does to the state, as a formula; empty when it is not linear.
     folded : operations that the formula stands for.
-    guidance : weights of the branches → in how many calls.
+    guidance : how the branches of a call are combined → in how many calls.
     relations : found and refused.
     """
 
@@ -78,7 +78,7 @@ class LoopReport:
             found.append(f"  the solver calls the model on up to {self.calls_per_timestep} states per timestep")
         if self.update:
             found.append(f"  a step, folded from {self.folded} operations: {self.update}")
-        found += [f"  guidance {weights} in {count} calls" for weights, count in self.guidance.items()]
+        found += [f"  guidance: {combined}, in {count} calls" for combined, count in self.guidance.items()]
         for entry in self.relations:
             holds = f"; {entry.holds}" if entry.holds else ""
             found.append(f"  {entry.module}: {entry.what} ({entry.seen}): {entry.fate}{holds}")
@@ -94,7 +94,7 @@ def loops_of(installed: Sequence[Installed]) -> list[LoopReport]:
 def _loop(loop: LoopProgram, installed: Sequence[Installed]) -> LoopReport:
     named = {entry.name for entry in installed}
     calls = Counter(call.module for call in loop.calls if call.module in named)
-    guidance = Counter(" ".join(f"{weight:+.3g}" for weight in g.weights) for g in loop.guidance.values())
+    guidance = Counter(_sum(loop.step_calls[k].module, g.weights) for k, g in loop.guidance.items())
     made = LoopReport(
         loop.name, dict(calls), loop.period, len(loop.irregular), loop.calls_per_timestep, _operations(loop),
         guidance=dict(guidance), relations=list(_relations(loop, installed)),
@@ -119,8 +119,18 @@ def _computes(node: fx.Node) -> bool:
 def _formula(loop: LoopProgram, update: Update) -> str:
     """``x' = 1.02 x − 0.14 unet[0]``."""
     names = _names(loop, update)
-    terms = [f"{weight:+.4g}·{names[node]}" for node, weight in update.coefficients().items()]
-    return "x' = " + " ".join(terms).replace("+", "+ ").replace("-", "− ").removeprefix("+ ")
+    return "x' = " + _terms((weight, names[node]) for node, weight in update.coefficients().items())
+
+
+def _sum(module: str, weights: Sequence[float]) -> str:
+    """``−6.5·unet[0] + 7.5·unet[1]``: the parts of a batch, by their position."""
+    return _terms((weight, f"{module}[{k}]") for k, weight in enumerate(weights))
+
+
+def _terms(terms: Iterable[tuple[float, str]]) -> str:
+    texts = [f"{'−' if weight < 0 else '+'} {abs(weight):.4g}·{name}" for weight, name in terms]
+    first, *rest = texts or [""]
+    return " ".join([first.removeprefix("+ ").replace("− ", "−"), *rest])
 
 
 def _names(loop: LoopProgram, update: Update) -> dict[fx.Node, str]:

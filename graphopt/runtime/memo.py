@@ -38,7 +38,7 @@ def key_part(value: Any) -> tuple[Hashable, torch.Tensor | None]:
     """What a key says about one value, and the device memory it names by address."""
     if not isinstance(value, torch.Tensor):
         return (type(value), repr(value) if isinstance(value, float | complex) else value), None
-    if value.device.type == "cpu":
+    if value.is_cpu:
         return (value.shape, value.dtype, value.stride(), digest(value)), None
     version = -1 if value.is_inference() else value._version
     contents = digest(value) if version < 0 else b""  # inference tensors have no version: contents decide
@@ -48,12 +48,18 @@ def key_part(value: Any) -> tuple[Hashable, torch.Tensor | None]:
 
 def digest(tensor: torch.Tensor) -> bytes:
     """128 bits of the contents: every bit of every element, in logical order."""
+    # As below, without the operators, which cost more than a small tensor's contents.
+    if tensor.dtype in _NUMPY and tensor.is_cpu and tensor.is_contiguous() and tensor.numel() and not tensor.is_neg():
+        return xxhash.xxh3_128_digest((tensor.detach() if tensor.requires_grad else tensor).numpy())
     data = _flat(tensor)
     if data.numel() == 0:
         return b""
     if data.device.type == "cpu":
         return xxhash.xxh3_128_digest(data.view(torch.uint8).numpy().data)
     return xxhash.xxh3_128_digest(checksum(data).cpu().numpy().data)
+
+
+_NUMPY = frozenset({torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.bool})
 
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:

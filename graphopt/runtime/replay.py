@@ -595,7 +595,7 @@ class Replays:
         call = self._taker.take(args, kwargs)
         tensors = tuple({id(tensor): tensor for tensor in call.tensors}.values())
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            raise CaptureError("an argument requires gradients")
+            raise CaptureError("an argument requires gradients (wrap the call in torch.no_grad())")
         modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), call_state()
         generators = tuple(value for value in seen.values() if isinstance(value, torch.Generator))
         modules = tuple(value for value in seen.values() if isinstance(value, torch.nn.Module))

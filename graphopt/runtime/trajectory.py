@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 import threading
 import weakref
 from collections import OrderedDict
@@ -84,17 +85,17 @@ class Trajectory:
 
     def _further(self, times: Sequence[torch.Tensor], *, stays: bool) -> bool:
         """Whether the times moved on, in the direction of the moves before, or stay where they may; remembers them."""
-        if not times or any(time.device.type != "cpu" or time.numel() > _MOST_TIMES for time in times):
+        if not times or not all(time.is_cpu and time.numel() <= _MOST_TIMES for time in times):
             # Reading a time would stop the device: a place in memory that this trajectory has not seen yet.
             self._times, places = None, list(map(_place, times))
             new = bool(places) and not self._places.issuperset(places)
             self._places.update(places)
             return new
-        before, self._times = self._times, [time.reshape(-1).tolist() for time in times]
+        before, self._times = self._times, list(map(_numbers, times))
         if before is None or list(map(len, before)) != list(map(len, self._times)):
             return False
-        pairs = [pair for old, new in zip(before, self._times, strict=True) for pair in zip(old, new, strict=True)]
-        falls, rises = all(new <= old for old, new in pairs), all(new >= old for old, new in pairs)
+        old, new = (list(itertools.chain.from_iterable(numbers)) for numbers in (before, self._times))
+        falls, rises = all(map(operator.le, new, old)), all(map(operator.ge, new, old))
         if falls and rises and stays:
             return True
         if falls == rises or (self._falling is not None and falls != self._falling):
@@ -136,6 +137,13 @@ class Trajectories:
     def started(self) -> int:
         """How many trajectories began so far."""
         return self._forgotten + sum(entry.started for entry in self._known.values())
+
+
+def _numbers(time: torch.Tensor) -> list[float]:
+    """The elements of a time."""
+    if time.ndim > 1:
+        time = time.reshape(-1)
+    return time.tolist() if time.ndim else [time.item()]
 
 
 def _place(time: torch.Tensor) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import xxhash
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from graphopt.capture.words import BYTES, Words
 from graphopt.ir.program import Input
 from graphopt.runtime.mapped import Watch, mappings
 from graphopt.runtime.memo import checksum, digest
@@ -48,17 +50,32 @@ class Weights:
             owner, _, leaf = entry.path.rpartition(".")
             part = module.get_submodule(owner)
             self._slots.append((part._parameters if leaf in part._parameters else part._buffers, leaf))
+        self._known: tuple[object, tuple[Any, ...]] | None = None
         self._kinds = _kinds(self.read())
         self._compared = _comparer(self.read())
 
-    def read(self) -> list[Any]:
-        """The tensors as they are now, in order."""
-        return [table[key] for table, key in self._slots]
+    def read(self, generation: object = None) -> tuple[Any, ...]:
+        """The tensors as they are now, in order.
 
-    def fit(self) -> bool:
+        With a `generation` (`ModuleGuard.generation`) those that were read in it before: no table was written since.
+        Raises KeyError where a weight is gone.
+        """
+        known = self._known  # once: other threads read as well
+        if known is not None and known[0] is generation:
+            return known[1]
+        tensors = tuple([table[key] for table, key in self._slots])
+        if generation is not None:
+            self._known = generation, tensors
+        return tensors
+
+    def let_go(self) -> None:
+        """Keep no weight alive that the module no longer has."""
+        self._known = None
+
+    def fit(self, generation: object = None) -> bool:
         """Whether the weights still have the shapes, strides, dtypes and devices they were captured with."""
         try:
-            tensors = self.read()
+            tensors = self.read(generation)
             if self._compared is not None and self._compared(*tensors):
                 return True
             if _kinds(tensors) != self._kinds:
@@ -134,7 +151,7 @@ class Epoch:
         self._contents: bytes | None = None
         self._versions: tuple[list[int], list[int]] | None = None
         self._storages: list[StorageWeakRef] = []
-        self._heads: list[memoryview] = []
+        self._heads: _Heads | None = None
         self._head = b""
         self._watch = Watch(())
         with _lock:
@@ -142,7 +159,7 @@ class Epoch:
 
     def let_go(self) -> None:
         """Hold no memory of weights; the next call digests them anew. Another thread may be within `of`."""
-        self._versions, self._heads, self._watch = None, [], Watch(())
+        self._versions, self._heads, self._watch = None, None, Watch(())
 
     def of(self, weights: Sequence[torch.Tensor], *, fresh: bool) -> bytes:
         """The digest of these weights; `fresh`: a trajectory starts, take it whatever is known."""
@@ -154,10 +171,11 @@ class Epoch:
             self._contents = None  # a digest that is interrupted must not leave the old one behind
             watch = Watch(weights)
             self._versions = Weights.versions(weights)
-            self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in weights]
-            read = [weight for k, weight in enumerate(weights) if k not in watch.digests]
-            heads = [_head(weight) for weight in read if weight.device.type == "cpu"]
-            self._head = b"".join(heads)
+            shown = [k for k, w in enumerate(weights) if w.device.type == "cpu" and k not in watch.digests]
+            heads = _Heads([weights[k] for k in shown])  # they hold the memory that they show
+            elsewhere = (weights[k] for k in set(range(len(weights))).difference(shown))
+            self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in elsewhere]
+            self._head = heads.read()
             self._heads, self._watch = heads, watch
             self._contents = Weights.contents(weights, watch.digests)
         return self._contents
@@ -168,7 +186,8 @@ class Epoch:
             return False
         if any(map(torch.UntypedStorage._expired, map(_cdata_of, self._storages))):
             return False
-        return b"".join(self._heads) == self._head and self._watch.same()
+        heads = self._heads  # another thread may let go of them
+        return heads is not None and heads.read() == self._head and self._watch.same()
 
 
 _epochs: weakref.WeakSet[Epoch] = weakref.WeakSet()
@@ -182,10 +201,32 @@ def let_go() -> None:
             epoch.let_go()
 
 
-def _head(weight: torch.Tensor) -> memoryview:
-    """The first bytes of a weight, as they are whenever this is read, for as long as its memory lives."""
-    storage, start = weight.untyped_storage(), weight.storage_offset() * weight.element_size()
-    size = min(_HEAD_BYTES, storage.nbytes() - start)
-    data = torch.empty(0, dtype=torch.uint8).set_(storage, start, (size,), (1,)).numpy().data
+class _Heads:
+    """The first bytes of weights, as they are whenever they are read; that memory lives as long as this does."""
+
+    def __init__(self, weights: Sequence[torch.Tensor]) -> None:
+        shown = [(weight, *_extent(weight)) for weight in weights]
+        whole = [entry for entry in shown if _is_whole(*entry)]
+        places = chain.from_iterable(range(start, start + size, BYTES) for _, start, size in whole)
+        self._words = Words(places, [weight.untyped_storage() for weight, _, _ in whole])
+        self._rest = [_bytes(*entry) for entry in shown if not _is_whole(*entry)]
+
+    def read(self) -> bytes:
+        return self._words.read() + b"".join(self._rest)
+
+
+def _extent(weight: torch.Tensor) -> tuple[int, int]:
+    """The address of a weight, and how many of the bytes from there on are its head."""
+    begin = weight.storage_offset() * weight.element_size()
+    return weight.untyped_storage().data_ptr() + begin, min(_HEAD_BYTES, weight.untyped_storage().nbytes() - begin)
+
+
+def _is_whole(weight: torch.Tensor, start: int, size: int) -> bool:
+    return start % BYTES == size % BYTES == 0
+
+
+def _bytes(weight: torch.Tensor, start: int, size: int) -> memoryview:
+    storage = weight.untyped_storage()
+    data = torch.empty(0, dtype=torch.uint8).set_(storage, start - storage.data_ptr(), (size,), (1,)).numpy().data
     assert isinstance(data, memoryview)
     return data

@@ -45,9 +45,14 @@ class Eager(Target):
     name: ClassVar[str] = "eager"
 
     def build(self, part: Part, examples: Sequence[Any]) -> Kernel:
-        graph = fx.Graph()  # a copy: the part keeps its operators, which other targets and reports read
-        graph.output(graph.graph_copy(part.graph, {}))
-        for node in graph.nodes:
-            node.target = _BUILTINS.get(node.target, node.target)
         # The bound method, not the module: a module call costs more than most of the operators it would call.
-        return cast(Kernel, fx.GraphModule(part.root, graph, class_name=f"Stage_{part.name}").forward)
+        return cast(Kernel, fx.GraphModule(part.root, lowered(part.graph), class_name=f"Stage_{part.name}").forward)
+
+
+def lowered(graph: fx.Graph) -> fx.Graph:
+    """A copy that calls what the target calls; the stage keeps its operators, which other targets and reports read."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    for node in copy.nodes:
+        node.target = _BUILTINS.get(node.target, node.target)
+    return copy

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from graphopt.capture.calls import CallTaker
 from graphopt.capture.roles import NUMBERS_AS_TENSORS, explicit, observe, roles_by_name
@@ -35,6 +37,41 @@ def test_booleans_and_other_numbers_are_bound() -> None:
 
 def test_positional_and_keyword_calls_are_alike() -> None:
     assert TAKER.take((X, 1), {}).signature == TAKER.take((), {"timestep": 1, "sample": X}).signature
+
+
+def _positional_only(sample: Any, /, timestep: Any = 0, *, scale: Any) -> None: ...
+
+
+def _defaults(sample: Any = None, timestep: Any = None) -> None: ...
+
+
+GIVEN: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+    ((), {}),
+    ((1,), {}),
+    ((1, 2), {"scale": 3}),
+    ((1,), {"sample": 2}),
+    ((1, 2, 3, 4), {}),
+    ((1,), {"unknown": 2}),
+    ((), {"timestep": 1, "sample": 2, "scale": 3}),
+    ((1,), {"scale": 2, "timestep": 3}),
+    ((1, 2, 3, 4, 5), {"scale": 3, "more": 1}),
+]
+
+
+@pytest.mark.parametrize("function", [forward, _positional_only, _defaults], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("args", "kwargs"), GIVEN)
+def test_arguments_are_bound_as_python_does(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    taker = CallTaker(function)
+    try:
+        expected = inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        with pytest.raises(TypeError):
+            taker.take(args, kwargs)
+        return
+    call = taker.take(args, kwargs)
+    assert tree_unflatten(list(call.leaves), call.spec) == expected.arguments
+    assert list(tree_unflatten(list(call.leaves), call.spec)) == list(expected.arguments)
+    assert call.spec == tree_flatten(dict(expected.arguments))[1]
 
 
 @pytest.mark.parametrize(

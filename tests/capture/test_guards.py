@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import graphopt
+from graphopt.capture import tags
 from graphopt.capture.guards import ModuleGuard, interference, twin
 
 
@@ -21,6 +22,27 @@ class Processor:
     def __init__(self) -> None:
         self.scale = 1.0
         self.options = {"heads": [2, 3]}
+
+
+class OtherProcessor(Processor):
+    pass
+
+
+class Copies:
+    """Gives another dict whenever it is asked for its own."""
+
+    __dict__ = property(lambda self: {"scale": 1.0})  # type: ignore[assignment]
+
+
+def _scaled(by: float) -> tuple[Callable[[], float], Callable[[float], None]]:
+    def get() -> float:
+        return by
+
+    def rebind(value: float) -> None:
+        nonlocal by
+        by = value
+
+    return get, rebind
 
 
 class Net(torch.nn.Module):
@@ -33,6 +55,10 @@ class Net(torch.nn.Module):
         self.processor, self.scaling, self.flag, self.factor = Processor(), {"a": 0.5}, True, 1.0
         self.constant = torch.ones(1)
         self.extra = [Processor()]
+        self.order, self.chosen = OrderedDict(a=1, b=2), {"a"}
+        self.partial = functools.partial(max, 0, key=None)
+        self.scaled, self.rebind = _scaled(1.0)
+        self.copies = Copies()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.tied(self.second(self.first(x))) * self.processor.scale
@@ -76,6 +102,20 @@ CHANGES: dict[str, Callable[[Net], object]] = {
     "list in a dict in an object": lambda net: net.processor.options["heads"].append(4),
     "object in a list": _set("extra.0.scale", 3.0),
     "list element": lambda net: net.extra.append(Processor()),
+    "list element exchanged": lambda net: net.extra.__setitem__(0, Processor()),
+    "set element": lambda net: net.chosen.add("b"),
+    "order": lambda net: net.order.move_to_end("a"),
+    "value in order": lambda net: net.order.update(a=3),
+    "keyword of a partial": lambda net: net.partial.keywords.update(key=abs),
+    "variable of a closure": lambda net: net.rebind(2.0),
+    "written into the dict": lambda net: net.__dict__.update(factor=2.0),
+    "dict exchanged": lambda net: setattr(net, "__dict__", {**net.__dict__, "factor": 2.0}),
+    "dict of a submodule exchanged": lambda net: setattr(net.first, "__dict__", {**net.first.__dict__, "out": 2}),
+    "dict of a processor exchanged": lambda net: setattr(net.processor, "__dict__", {"scale": 3.0, "options": {}}),
+    "class of a processor": lambda net: setattr(net.processor, "__class__", OtherProcessor),
+    "table exchanged": lambda net: net.second.__dict__.update(_parameters={"weight": None}),
+    "table emptied": lambda net: net.second._parameters.clear(),
+    "hook written into its table": lambda net: net.second._forward_hooks.update({-1: lambda *_: None}),
     "tensor attribute replaced": _set("constant", torch.ones(1)),
     "submodule replaced": _set("second", torch.nn.Linear(3, 3, bias=False).eval()),
     "submodule added": lambda net: net.add_module("third", torch.nn.Identity()),
@@ -109,27 +149,72 @@ NO_CHANGES: dict[str, Callable[[Net], object]] = {
     "equal float": lambda net: setattr(net, "factor", float("1.0")),
     "hook that is gone": lambda net: net.register_forward_hook(lambda *_: None).remove(),
     "state dict": lambda net: net.load_state_dict(net.state_dict()),
+    "an equal number, elsewhere": lambda net: net.scaling.update(a=float("0.5")),
+    "there and back": lambda net: (net.scaling.update(a=1.0), net.scaling.update(a=0.5)),
+    "out and in again": lambda net: net._buffers.update(table=net._buffers.pop("table")),
     "compiled call": lambda net: setattr(net.second, "_compiled_call_impl", net.second._call_impl),
 }
 
 
+@pytest.fixture(params=[True, False], ids=["by tags", "by value"])
+def tagged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Where Python keeps tags of dicts, and where it does not."""
+    if not request.param:
+        monkeypatch.setattr(tags, "kept", lambda: False)
+    return bool(request.param)
+
+
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_is_noticed(name: str) -> None:
+def test_a_change_is_noticed(name: str, tagged: bool) -> None:
     net: Any = Net().eval()
     net.factor = 0.0 if name == "sign of zero" else 1.0
     guard = ModuleGuard(net)
     assert guard.holds()
+    assert guard.holds()
     CHANGES[name](net)
+    assert not guard.holds()
     assert not guard.holds()
 
 
 @pytest.mark.parametrize("name", NO_CHANGES)
-def test_nothing_that_matters_changed(name: str) -> None:
+def test_nothing_that_matters_changed(name: str, tagged: bool) -> None:
     net: Any = Net().eval()
     guard = ModuleGuard(net)
+    assert guard.holds()
     NO_CHANGES[name](net)
     assert guard.holds()
     assert guard.holds()
+    net.processor.options["heads"].append(5)
+    assert not guard.holds()
+
+
+def test_a_generation_ends_with_any_write(tagged: bool) -> None:
+    net: Any = Net().eval()
+    guard = ModuleGuard(net)
+    assert guard.holds()
+    before = guard.generation
+    assert guard.holds()
+    assert (guard.generation is before) == tagged
+    net.second.weight = _parameter(3, 3)
+    assert guard.holds()
+    assert guard.generation is not before
+
+
+def test_a_class_attribute(tagged: bool) -> None:
+    guard = ModuleGuard(Net().eval())
+    with pytest.MonkeyPatch.context() as patch:
+        assert guard.holds()
+        patch.setattr(Processor, "shared", 1, raising=False)
+        assert not guard.holds()
+    assert guard.holds()
+
+
+def test_a_dict_that_comes_to_lie_where_another_lay(tagged: bool) -> None:
+    net: Any = Net().eval()
+    guard = ModuleGuard(net)
+    for factor in range(100):  # each dict is freed before the next one is made
+        assert guard.holds() == (factor == 0)
+        net.first.__dict__ = {**net.first.__dict__, "out_features": factor}
 
 
 def test_a_forward_patched_into_a_class() -> None:

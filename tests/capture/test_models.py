@@ -150,11 +150,11 @@ def test_an_exported_program_is_compiled() -> None:
 
 # -- models of diffusers and transformers ----------------------------------------------------------------------------
 
-_KINDS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {}
+KINDS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {}
 
 
-def _kind(make: Callable[[], tuple[Any, dict[str, Any]]]) -> Callable[[], tuple[Any, dict[str, Any]]]:
-    _KINDS[make.__name__.strip("_")] = make
+def kind(make: Callable[[], tuple[Any, dict[str, Any]]]) -> Callable[[], tuple[Any, dict[str, Any]]]:
+    KINDS[make.__name__.strip("_")] = make
     return make
 
 
@@ -162,7 +162,7 @@ def _sample(side: int = 8) -> torch.Tensor:
     return torch.randn(1, 4, side, side)
 
 
-@_kind
+@kind
 def unet_2d() -> tuple[Any, dict[str, Any]]:
     model = diffusers.UNet2DModel(
         sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=2,
@@ -172,7 +172,7 @@ def unet_2d() -> tuple[Any, dict[str, Any]]:
     return model, {"sample": _sample(), "timestep": 7, "class_labels": torch.tensor([1])}
 
 
-@_kind
+@kind
 def dit() -> tuple[Any, dict[str, Any]]:
     model = diffusers.DiTTransformer2DModel(
         sample_size=8, num_layers=2, attention_head_dim=4, num_attention_heads=2, in_channels=4, out_channels=8,
@@ -183,7 +183,7 @@ def dit() -> tuple[Any, dict[str, Any]]:
     }  # fmt: skip
 
 
-@_kind
+@kind
 def sd3() -> tuple[Any, dict[str, Any]]:
     model = diffusers.SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
@@ -196,7 +196,7 @@ def sd3() -> tuple[Any, dict[str, Any]]:
     }  # fmt: skip
 
 
-@_kind
+@kind
 def flux() -> tuple[Any, dict[str, Any]]:
     model = diffusers.FluxTransformer2DModel(
         patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
@@ -209,17 +209,17 @@ def flux() -> tuple[Any, dict[str, Any]]:
     }  # fmt: skip
 
 
-@_kind
+@kind
 def vae_decoder() -> tuple[Any, dict[str, Any]]:
     return tiny.vae().decoder, {"sample": _sample()}
 
 
-@_kind
+@kind
 def clip_text() -> tuple[Any, dict[str, Any]]:
     return tiny.text_encoder(50), {"input_ids": torch.randint(2, 50, (2, 7))}
 
 
-@_kind
+@kind
 def t5() -> tuple[Any, dict[str, Any]]:
     config = transformers.T5Config(
         vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, pad_token_id=0
@@ -232,9 +232,9 @@ def _tensors(output: Any) -> list[torch.Tensor]:
     return [value for value in torch.utils._pytree.tree_leaves(output) if isinstance(value, torch.Tensor)]
 
 
-@pytest.mark.parametrize("kind", _KINDS)
-def test_compiled_equals_eager(kind: str) -> None:
-    model, call = _KINDS[kind]()
+@pytest.mark.parametrize("name", KINDS)
+def test_compiled_equals_eager(name: str) -> None:
+    model, call = KINDS[name]()
     model = model.eval().requires_grad_(False)
     moved = {
         name: value + 1 if name in ("timestep", "class_labels") else value.flip(-1) if torch.is_tensor(value) else value

@@ -18,18 +18,19 @@ from graphopt.cli.main import app
 Run = Callable[..., Result]
 
 
+def invoke(*arguments: str) -> Result:
+    """Calls the command line in this process; a crash that reaches the user as a traceback fails the test."""
+    result = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}).invoke(app, list(arguments))
+    if "--debug" not in arguments:
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+        assert "Traceback" not in result.output
+    return result
+
+
 @pytest.fixture
 def run() -> Run:
-    """Calls the command line in this process; a crash that reaches the user as a traceback fails the test."""
-
-    def call(*arguments: str) -> Result:
-        result = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}).invoke(app, list(arguments))
-        if "--debug" not in arguments:
-            assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-            assert "Traceback" not in result.output
-        return result
-
-    return call
+    """See `invoke`."""
+    return invoke
 
 
 @pytest.fixture(scope="session")

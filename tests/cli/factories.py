@@ -20,6 +20,16 @@ def unconditional() -> Any:
     return DDPMPipeline(unet, DDIMScheduler())
 
 
+def smallest() -> Any:
+    """Captured in no time."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), attention_head_dim=4,
+    )  # fmt: skip
+    return DDPMPipeline(unet, DDIMScheduler())
+
+
 def no_pipeline() -> Any:
     return SimpleNamespace()
 

@@ -16,6 +16,7 @@ import graphopt
 from graphopt.cli._grid import Column, _plain, amplified, grid
 from graphopt.cli._options import passes_named
 from graphopt.cli._show import scaled
+from graphopt.errors import UsageError
 from graphopt.ir.rewrite import spell
 from graphopt.passes import PASSES, Hoist
 from tests.cli.conftest import Run, parsed
@@ -66,6 +67,29 @@ def test_pass_lists_read_what_spell_writes() -> None:
     assert passes_named(",".join(spell(pass_) for pass_ in graphopt.pipelines.exact)) == graphopt.pipelines.exact
     assert passes_named("none,remove_dead{}") == (PASSES_BY_NAME["remove_dead"](),)
     assert passes_named(None) is None
+
+
+def test_a_pass_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """
+from dataclasses import dataclass
+from graphopt import Pass
+
+@dataclass(frozen=True)
+class Mine(Pass):
+    limit: int = 1
+    def find(self, program): return ()
+    def rewrite(self, program, match): ...
+"""
+    (tmp_path / "of_my_own.py").write_text(text, encoding="utf-8")
+    (tmp_path / "broken.py").write_text("1 / 0", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = passes_named(None, ["of_my_own:Mine{limit=3}"])
+    assert found and found[:-1] == graphopt.pipelines.exact and spell(found[-1]) == "mine{limit=3}"
+    found = passes_named("of_my_own:Mine,remove_dead", ["of_my_own:Mine{limit=2}"])
+    assert found and [spell(pass_) for pass_ in found] == ["mine{limit=2}", "remove_dead"]
+    with pytest.raises(UsageError, match="'broken' cannot be imported: ZeroDivisionError: division by zero"):
+        passes_named(None, ["broken:Mine"])
 
 
 PASSES_BY_NAME = {cls().name: cls for cls in PASSES}

@@ -4,6 +4,7 @@ import torch
 
 from graphopt.ir.printer import dump
 from graphopt.ir.program import bind
+from graphopt.ir.stages import SCHEDULE, STEP, check_placements, placement
 from graphopt.testing import sketch
 
 aten = torch.ops.aten
@@ -38,6 +39,18 @@ def test_call_infers_and_inherits() -> None:
     assert new.meta["val"].dtype == torch.float64
     assert (new.meta["source"], new.meta["rules"]) == ("model.py:1", ("some_pass",))
     assert new.next is mul
+
+
+def test_call_inherits_the_placement_where_the_stage_has_all_that_is_read() -> None:
+    body = "add = ops.aten.add.Tensor(w, t)  # f32[3]; @schedule\nmul = ops.aten.mul.Tensor(add, x)\nreturn (mul,)"
+    program = sketch(body, x="f32[3]", w="weight f32[3]", t="time f32[3]").program
+    add, mul = program.calls()
+    x, w, t = program.placeholders
+    for reads, placed in (((add, t), SCHEDULE), ((w, 2), SCHEDULE), ((add, x), STEP), ((mul, w), STEP)):
+        assert placement(program.call(aten.sub.Tensor, *reads, before=program.output, like=add)) == placed
+    drawn = program.call(aten.rand_like.default, t, before=program.output, like=add)
+    assert placement(drawn) == STEP  # a random number is drawn at every step
+    check_placements(program)
 
 
 def test_bind_fills_in_defaults() -> None:

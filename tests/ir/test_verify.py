@@ -93,6 +93,21 @@ def test_finds_a_planted_fault(fault: Callable[[Program], None], message: str) -
         verify(before, after)
 
 
+def test_finds_strides_that_nobody_inferred_anew() -> None:
+    body = """
+        turned = ops.aten.transpose.int(x, 0, 1)
+        copy = ops.aten.clone.default(turned, memory_format=torch.contiguous_format)
+        silu = ops.aten.silu.default(copy)
+        return (silu,)
+    """
+    before = sketch(body, x="f32[6, 2]").program
+    after = before.copy()
+    turned, copy, _ = after.calls()
+    after.replace(copy, turned)
+    with pytest.raises(VerificationError, match=r"recorded \(2, 6\) torch.float32 \(6, 1\) but .* \(1, 2\)"):
+        verify(before, after)
+
+
 def test_bitwise_means_every_bit() -> None:
     one = torch.tensor([1.0, 0.0, float("nan")])
     assert compare([one], [one.clone()], "bitwise") is None

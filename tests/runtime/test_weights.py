@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +17,27 @@ def _linear() -> tuple[torch.nn.Linear, Weights]:
     module = torch.nn.Linear(3, 4).requires_grad_(False)
     inputs = [Input("w", "weight", "weight"), Input("b", "weight", "bias")]
     return module, Weights(module, inputs, {})
+
+
+def test_tables_are_read_once_in_a_generation() -> None:
+    module, weights = _linear()
+    first, second = object(), object()
+    before = weights.read(first)
+    module.weight = torch.nn.Parameter(torch.zeros(4, 3))
+    assert weights.read(first) is before
+    assert weights.read()[0] is weights.read(second)[0] is module.weight
+    assert weights.read(first)[0] is module.weight  # another generation came in between
+
+
+def test_weights_that_were_let_go_are_not_kept_alive() -> None:
+    module, weights = _linear()
+    weights.read(generation := object())
+    gone = weakref.ref(module.weight)
+    module.weight = torch.nn.Parameter(torch.zeros(4, 3))
+    assert gone() is not None
+    weights.let_go()
+    assert gone() is None
+    assert weights.read(generation)[0] is module.weight
 
 
 def _times(*values: float) -> list[torch.Tensor]:

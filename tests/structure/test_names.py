@@ -55,8 +55,8 @@ def test_finds_nothing_in_an_orderly_tree(tmp_path: Path) -> None:
         ({"tests/passes/test_hoist_request.py": None}, "test_hoist_request.py: missing"),
         ({"tests/passes/golden/hoist_request/linear.py": None}, "golden/hoist_request/: missing"),
         ({"tests/passes/golden/old_name/linear.py": ""}, "golden/old_name/: there is no such pass"),
-        ({"docs/passes.md": "hoist_requests\n"}, "does not name hoist_request"),
-        ({"docs/passes.md": None}, "does not name hoist_request"),
+        ({"docs/passes.md": "## hoist_requests\n"}, "no section hoist_request"),
+        ({"docs/passes.md": None}, "no section hoist_request"),
     ],
 )
 def test_finds_a_planted_violation(changes: dict[str, str | None], expected: str, tmp_path: Path) -> None:

@@ -16,6 +16,13 @@ from tests.structure import checks
 pytestmark = pytest.mark.slow
 
 DATA = {".json", ".md", ".safetensors", ".txt"}
+PAGE = PurePosixPath("graphopt/debug/viz/static")
+
+
+def belongs(file: PurePosixPath) -> bool:
+    """Whether a file of the package, named from the root of the repository, goes into a wheel."""
+    known = file.suffix == ".py" or file.name == "py.typed" or ("models" in file.parts and file.suffix in DATA)
+    return known or file.parent == PAGE
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +50,9 @@ def test_wheel(source: Path) -> None:
     names = {PurePosixPath(name) for name in zipfile.ZipFile(build(source, "wheel")).namelist()}
     assert {name.parts[0] for name in names} == {"graphopt", "graphopt-0.1.0.dist-info"}
     expected = {
-        PurePosixPath(file.relative_to(source).as_posix())
+        name
         for file in (source / "graphopt").rglob("*")
-        if file.suffix == ".py" or file.name == "py.typed" or ("models" in file.parts and file.suffix in DATA)
+        if file.is_file() and belongs(name := PurePosixPath(file.relative_to(source).as_posix()))
     }
     assert {name for name in names if name.parts[0] == "graphopt"} == expected
 
@@ -55,7 +62,7 @@ def test_every_file_of_the_package_is_packaged() -> None:
         file.relative_to(checks.ROOT).as_posix()
         for file in checks.tracked_files(checks.ROOT)
         if file.is_relative_to(checks.ROOT / "graphopt")
-        and not (file.suffix == ".py" or file.name == "py.typed" or ("models" in file.parts and file.suffix in DATA))
+        and not belongs(PurePosixPath(file.relative_to(checks.ROOT).as_posix()))
     ]
     assert strays == [], "list their kind in [tool.setuptools.package-data] and here"
 

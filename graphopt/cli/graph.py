@@ -1,0 +1,172 @@
+"""``graphopt graph``: the graph of a module, before and after every pass."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphopt.cli._app import AsJson, Debug, out
+from graphopt.cli._request import (
+    PROMPT,
+    STEPS,
+    Arguments,
+    Dtype,
+    OnePass,
+    PassPipeline,
+    Pixels,
+    Prompt,
+    Request,
+    Session,
+    Steps,
+    TargetName,
+)  # fmt: skip
+from graphopt.cli.run import Name
+from graphopt.debug.viz import FORMATS
+from graphopt.errors import GraphoptError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from graphopt.debug.history import Compilation, History
+
+_STAGES = ("weights", "request", "schedule", "request_schedule", "common", "step")  # ir.stages has them, with torch
+_PRINTED = ("json", "dot", "explorer")  # to standard output, unless a file is named
+
+
+def graph(
+    pipeline: Name,
+    module: Annotated[str | None, typer.Option(help="Such as unet or vae.decoder; else the network that denoises.")] = None,
+    stage: Annotated[str | None, typer.Option(help=f"To show alone: {', '.join(_STAGES)}.")] = None,
+    after: Annotated[str | None, typer.Option(metavar="PASS", help="To begin with: its name or number; 0 as captured.")] = None,
+    format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; else by the ending of FILE, or html.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else graphopt-graph.html (or .svg, .png); standard output for text.")] = None,
+    depth: Annotated[int, typer.Option(min=0, help="Levels of submodules in a picture (svg, png, dot).")] = 2,
+    compare: Annotated[bool, typer.Option("--compare", help="A picture of what the pass of --after did.")] = False,
+    open_explorer: Annotated[bool, typer.Option("--open-explorer", help="Start Model Explorer, where it is installed.")] = False,
+    prompt: Prompt = PROMPT,
+    steps: Steps = STEPS,
+    height: Pixels = None,
+    width: Pixels = None,
+    arg: Arguments = None,
+    dtype: Dtype = None,
+    target: TargetName = "eager",
+    pass_pipeline: PassPipeline = None,
+    one_pass: OnePass = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:  # fmt: skip
+    """Show the graph of a module before and after every pass: what changed, what it costs, and why not more.
+
+    Compiles the pipeline, runs one short sampling, and writes one file: by default a page that works offline.
+
+    Costs per image are counted for the steps of that run.
+
+    For example:
+
+        graphopt graph emoji-unet
+
+        graphopt graph emoji-dit --after hoist --steps 20 -o dit.html
+
+        graphopt graph emoji-unet --module vae.decoder --format json | jq '.passes[-1].stages'
+
+        graphopt graph emoji-unet --after hoist --compare -o hoist.svg
+    """
+    chosen = _format("explorer" if open_explorer else format, output)
+    if stage is not None and stage not in _STAGES:
+        raise UsageError(f"unknown stage '{stage}'", where="--stage", hint=nearest(stage, _STAGES))
+    if output is not None and not output.expanduser().absolute().parent.is_dir():
+        raise UsageError("there is no such folder", where=str(output.parent), hint="make it first")
+    if open_explorer and importlib.util.find_spec("model_explorer") is None:
+        hint = "pip install 'graphopt[explorer]', or --format explorer -o FILE"
+        raise UsageError("Model Explorer is not installed", where="--open-explorer", hint=hint)
+    request = Request(pipeline, prompt, steps, height=height, width=width, arg=tuple(arg or ()), dtype=dtype,
+                      target=target, pass_pipeline=pass_pipeline, passes=tuple(one_pass or ()))  # fmt: skip
+    session = request.open()
+    number = None if after is None else _number(after, session)
+    from graphopt.debug.history import History
+
+    history = History()
+    session.run(observers=[history])
+    compilation = _chosen(module, session, history)
+    from graphopt.debug.viz.model import View
+
+    calls = _calls(session, compilation.name)
+    view = View(session.title, steps, calls, stage, number, depth=depth, compare=compare)
+    if open_explorer:
+        _open_explorer(compilation, output or Path("graphopt-graph.json"), number)
+        return
+    made = FORMATS[chosen](compilation, view)
+    if output is None and chosen in _PRINTED:
+        sys.stdout.buffer.write(made)
+        return
+    file = (output or Path(f"graphopt-graph.{chosen}")).expanduser()
+    file.write_bytes(made)
+    about = {"file": str(file), "format": chosen, "bytes": len(made), "module": compilation.name,
+             "passes": len(compilation.snapshots) - 1, "nodes": len(compilation.result.nodes)}  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(about, indent=2))
+        return
+    from graphopt.cli._show import scaled
+
+    text = f"{file}: {about['module']}, {about['nodes']} nodes, {about['passes']} passes, {scaled(len(made), 'B')}"
+    out().print(text, markup=False, soft_wrap=True)
+
+
+def _open_explorer(compilation: Compilation, file: Path, number: int | None) -> None:
+    """Write the files of Model Explorer, and start it on them."""
+    from graphopt.debug.viz.explorer import open_explorer, write
+
+    written = write(compilation, file, (0, -1 if number is None else number))
+    open_explorer(written[0], written[1:])
+
+
+def _format(name: str | None, output: Path | None) -> str:
+    """The format that was asked for, by name or by the ending of the file."""
+    asked = name or (output.suffix.removeprefix(".").lower() if output and output.suffix else "html")
+    if asked not in FORMATS:
+        raise UsageError(
+            f"unknown format '{asked}'", where="--format" if name else str(output), hint=nearest(asked, FORMATS)
+        )
+    return asked
+
+
+def _number(after: str, session: Session) -> int:
+    """Where in the pipeline the last pass called `after` stands, counting from 1; or the number itself."""
+    from graphopt import pipelines
+
+    suits: Any = "exact" if isinstance(session.target, str) else session.target.pipeline
+    order = pipelines.PIPELINES[suits] if session.passes is None else session.passes
+    if after.isdecimal() and int(after) <= len(order):
+        return int(after)
+    names = [pass_.name for pass_ in order]
+    wanted = re.sub(r"^\d{3}_", "", after)  # 007_hoist, as dumps are called
+    if wanted not in names:
+        known = f"; or a number up to {len(order)}"
+        raise UsageError(f"no pass '{after}' runs", where="--after", hint=nearest(wanted, set(names)) + known)
+    return len(names) - names[::-1].index(wanted)
+
+
+def _chosen(module: str | None, session: Session, history: History) -> Compilation:
+    """The newest compilation of the module that was asked for. Raises UsageError where there is no such module."""
+    from graphopt.cli._load import network_name
+
+    names = list(dict.fromkeys(compilation.name for compilation in history.compilations))
+    if not names:
+        hint = f"graphopt report {session.request.pipeline} says why"
+        raise GraphoptError("nothing was compiled", where=session.title, hint=hint)
+    network = network_name(session.pipe)
+    wanted = module or (network if network in names else names[-1])
+    if wanted not in names:
+        raise UsageError(f"no module '{wanted}' was compiled", where="--module", hint=nearest(wanted, names))
+    return history.last(wanted)
+
+
+def _calls(session: Session, name: str) -> int:
+    """How often a module was called in the run."""
+    import graphopt
+
+    return max(1, sum(entry.calls for entry in graphopt.report(session.pipe).modules if entry.name == name))

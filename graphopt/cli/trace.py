@@ -1,0 +1,150 @@
+"""``graphopt trace``: the program after each pass, as files that run, can be edited and fed back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from graphopt.cli._app import AsJson, Debug, out, phase
+from graphopt.cli._history import ModuleName
+from graphopt.cli._request import (
+    PROMPT,
+    SEED,
+    STEPS,
+    TARGET,
+    Arguments,
+    Dtype,
+    OnePass,
+    PassPipeline,
+    Pixels,
+    Prompt,
+    Request,
+    Seed,
+    Session,
+    Steps,
+    TargetName,
+)  # fmt: skip
+from graphopt.cli.run import Name
+
+
+def trace(
+    pipeline: Name,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the dumps.")] = Path("graphopt-trace"),
+    module: ModuleName = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds something else.")] = False,
+    prompt: Prompt = PROMPT,
+    steps: Steps = STEPS,
+    seed: Seed = SEED,
+    height: Pixels = None,
+    width: Pixels = None,
+    arg: Arguments = None,
+    dtype: Dtype = None,
+    target: TargetName = TARGET,
+    pass_pipeline: PassPipeline = None,
+    one_pass: OnePass = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write the program as captured and after each pass, as Python that runs and can be edited.
+
+    Samples once. 000_captured.py is the network as it was captured, each further file the same after one more pass, and
+    journal.json says what each pass did, where it did not fire and why, and how to make all of it again.
+
+    For example:
+
+        graphopt trace emoji-unet -o dumps
+
+        python dumps/000_captured.py
+
+        graphopt diff dumps/003_simplify_identities.py dumps/004_merge_common.py
+
+        graphopt run --from dumps/004_merge_common.py
+
+        graphopt trace emoji-dit --module vae.decoder --pass-pipeline bitwise -o decoder
+    """
+    request = Request(pipeline, prompt, steps, seed, height, width, tuple(arg or ()), dtype, target, pass_pipeline,
+                      tuple(one_pass or ()))  # fmt: skip
+    from graphopt.debug import journal as journals
+
+    journals.check_folder(output, force=force)
+    from graphopt.cli._history import compilation
+
+    session = request.open()
+    found = compilation(session, module)
+    with phase("writing dumps"):
+        journal = journals.write(found, output, about(session, [shot.name for shot in found.snapshots[1:]]))
+    if as_json:
+        typer.echo(json.dumps({"folder": str(output), **journal}, indent=2))
+        return
+    _show(journal, output, request)
+
+
+def about(session: Session, passes: list[str]) -> dict[str, Any]:
+    """How to make a trace again, without anything that differs between machines."""
+    from importlib.metadata import version
+
+    import graphopt
+
+    request = session.request
+    asked = vars(request) | {"arg": list(request.arg), "prompt": session.arguments.get("prompt")}
+    run = {name: asked[name] for name in ("prompt", "steps", "seed", "height", "width", "arg", "dtype")}
+    return {
+        "graphopt": graphopt.__version__,
+        "torch": version("torch").partition("+")[0],
+        "pipeline": request.pipeline,
+        "request": run,
+        "target": request.target,
+        "passes": passes,
+    }
+
+
+def _show(journal: dict[str, Any], folder: Path, request: Request) -> None:
+    from rich.text import Text
+
+    from graphopt.cli._show import after, remark, scaled, table
+    from graphopt.debug.journal import total
+
+    console, entries = out(), journal["dumps"]
+    made = table(f"{journal['module']}: the step after each pass", "dump", "fired", "−", "+", "~", "moved",
+                 "nodes", "FLOPs", "bytes")  # fmt: skip
+    before = total(entries[0])
+    for entry in entries:
+        now, changes = total(entry), entry["changes"]
+        row = [entry["file"].removesuffix(".py")]
+        if changes is None:
+            row += ["", "", "", "", "", str(now["nodes"]), scaled(now["flops"]), scaled(now["bytes"], "B")]
+        else:
+            row.append("[red]failed[/]" if entry["error"] else _dot(len(entry["fired"])))
+            row += [_dot(changes[kind]) for kind in ("removed", "added", "changed", "moved")]
+            row += [after((before["nodes"], now["nodes"]), str), after((before["flops"], now["flops"]), scaled)]
+            row.append(after((before["bytes"], now["bytes"]), lambda value: scaled(value, "B")))
+        made.add_row(*row)
+        before = now
+    console.print(made)
+    for entry in entries:
+        if entry["error"]:
+            remark(console, Text(f"{entry['name']} was rolled back: {entry['error'].splitlines()[0]}", style="red"))
+    for relation in journal["relations"]:
+        remark(console, Text(f"assumed, and checked at every call: {relation}", style="dim"))
+    remark(console, "[dim]− removed, + added, ~ given other arguments, moved to an earlier stage[/]")
+    busiest = max(entries[1:], key=lambda entry: len(entry["fired"]), default=entries[0])
+    first, last = folder / entries[0]["file"], folder / busiest["file"]
+    name = busiest["name"].partition("{")[0]
+    console.print()
+    for command, what in (
+        (f"python {last}", "runs it on seeded inputs"),
+        (f"graphopt diff {first} {last}", "what changed up to there"),
+        (f"graphopt run --from {last}", "images with that program, edited or not"),
+        *(
+            [(f"graphopt explain {request.pipeline} {name}", "where it fired, and why not elsewhere")]
+            * bool(entries[1:])
+        ),
+    ):
+        console.print(Text.assemble("  ", (command, "bold"), (f"  # {what}", "dim")), soft_wrap=True)
+
+
+def _dot(count: int) -> str:
+    return str(count) if count else "·"
