@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from graphopt import pipelines, plugins
 from graphopt.capture.calls import Call, CallTaker
 from graphopt.capture.export import capture
+from graphopt.capture.kept import Captures
 from graphopt.capture.loop import record
 from graphopt.capture.roles import NUMBERS_AS_TENSORS, check_roles, explicit, observe, roles_by_name
 from graphopt.debug.statistics import Statistics
@@ -42,7 +43,8 @@ _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder"
 def compile(
     x: T, *, inputs: Any = None, roles: Mapping[str, str] | None = None, target: str | Target = "auto",
     pipeline: Sequence[Pass] | str | None = None, strict: bool = False, max_bytes: int = 1 << 30,
-    observers: Sequence[Observer] = (), evict: Any = None, pure: bool = False,
+    observers: Sequence[Observer] = (), evict: Any = None, pure: bool = False, check: bool = True,
+    captures: Captures | None = None,
 ) -> T:  # fmt: skip
     """Compile a diffusion model in place; use it exactly as before.
 
@@ -68,6 +70,11 @@ def compile(
         random generators only, and it does nothing else. What it does around its modules is then recorded and run again
         without it; see `graphopt.runtime.replay`. Where a function that reads anything else that changes (a global
         number, an attribute that is assigned anew) is called pure, results are wrong.
+    check : compare the first call of each variant with the module's own result, and leave calls to the module where it
+        cannot be right. Without it wrong code stays in use, and a failure of it is raised: to look for the fault in
+        passes or targets, as ``graphopt bisect`` does.
+    captures : Programs kept from earlier compilations of the same object, with the same roles: they are not captured
+        again, and new ones are put there.
 
     Returns
     -------
@@ -97,9 +104,9 @@ def compile(
     installed = []
     for (name, module), pair in zip(found, takers, strict=True):
         known = roles_of(sampler.loop, name) if sampler else None if _is_pipeline(x) else _observed(inputs, pair[0])
-        builder = _Builder(module, name, known, roles or {}, passes, chosen, strict, observers)
-        options: dict[str, Any] = {"max_bytes": max_bytes, "race": race, "strict": strict, "eviction": eviction}
-        installed.append(Installed(module, name, builder, pair, **options))
+        builder = _Builder(module, name, known, roles or {}, passes, chosen, strict, observers, captures)
+        options: dict[str, Any] = {"max_bytes": max_bytes, "race": race, "strict": strict, "check": check}
+        installed.append(Installed(module, name, builder, pair, eviction=eviction, **options))
     bar = vars(x).get("progress_bar") if _is_pipeline(x) else None
     try:
         for entry in installed:
@@ -180,9 +187,11 @@ class _Builder:
     def __init__(
         self, module: torch.nn.Module, name: str, observed: Mapping[str, Role] | None, roles: Mapping[str, str],
         passes: Sequence[Pass], target: Target, strict: bool, observers: Sequence[Observer],
+        captures: Captures | None,
     ) -> None:  # fmt: skip
         self.module, self.name, self.observed, self.roles = module, name, observed, roles
         self.passes, self.target, self.strict, self.observers = passes, target, strict, observers
+        self.captures = captures
 
     @property
     def exploits(self) -> tuple[type, ...]:
@@ -190,6 +199,11 @@ class _Builder:
 
     def capture(self, call: Call, taker: CallTaker) -> Program:
         """The Program of a call, with its roles."""
+        if self.captures is None:
+            return self._capture(call, taker)
+        return self.captures.of(self.module, call, lambda: self._capture(call, taker))
+
+    def _capture(self, call: Call, taker: CallTaker) -> Program:
         paths = [p for p, leaf in zip(taker.paths(call), call.leaves, strict=True) if isinstance(leaf, torch.Tensor)]
         # Of the roles named by the user those of arguments that this call passes: optional ones may be left out.
         passed = {path.partition(".")[0] for path in paths}

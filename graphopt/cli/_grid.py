@@ -30,10 +30,10 @@ def grid(columns: Sequence[Column], captions: Sequence[str], title: str) -> Imag
     """A cell per caption, holding its picture from each of `columns` side by side."""
     count, side = len(captions), max(CELL, max(column.pictures.shape[2] for column in columns))
     height = side * columns[0].pictures.shape[1] // columns[0].pictures.shape[2]
-    width, font, small = side * len(columns) + 4 * (len(columns) - 1), _font(14), _font(12)
+    width, font, small = side * len(columns) + 4 * (len(columns) - 1), typeface(14), typeface(12)
     across = min(count, max(1, round(math.sqrt(count * (1 if len(columns) == 1 else 0.6)))))
     down = math.ceil(count / across)
-    texts = [_wrapped(caption, font, width) for caption in captions]
+    texts = [wrapped(caption, font, width) for caption in captions]
     foot = LINE * max(len(lines) for lines in texts) + 6
     labels = LINE + 2 if any(column.label for column in columns) else 0
     sheet_width = max(across * (width + GAP) + GAP, int(font.getlength(title)) + 2 * GAP)
@@ -45,7 +45,7 @@ def grid(columns: Sequence[Column], captions: Sequence[str], title: str) -> Imag
         for position, column in enumerate(columns):
             x = left + position * (side + 4)
             kind = Image.Resampling.LANCZOS if column.smooth else Image.Resampling.NEAREST
-            sheet.paste(_picture(column.pictures[k]).resize((side, height), kind), (x, top))
+            sheet.paste(picture(column.pictures[k]).resize((side, height), kind), (x, top))
             if k < across and column.label:
                 draw.text((x + side / 2, HEAD + labels - 5), column.label, PALE, small, anchor="ms")
         draw.rectangle((left - 1, top - 1, left + width, top + height), outline=(225, 225, 225))
@@ -62,15 +62,15 @@ def amplified(original: Pictures, compiled: Pictures) -> tuple[Pictures, int]:
     return (apart * factor).clip(0, 255).astype(np.uint8), factor
 
 
-def _picture(values: np.ndarray) -> Image.Image:
+def picture(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values).convert("RGB")
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def typeface(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """The text in at most two lines of `width` pixels, cut with an ellipsis."""
     lines = [""]
     for word in _plain(text).split() or [""]:

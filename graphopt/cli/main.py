@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from graphopt.cli._app import Debug, Group
+from graphopt.cli.bisect import bisect
 from graphopt.cli.demo import demo
 from graphopt.cli.diff import diff
 from graphopt.cli.explain import explain
+from graphopt.cli.filmstrip import filmstrip
 from graphopt.cli.graph import graph
 from graphopt.cli.passes import passes
 from graphopt.cli.profile import profile
@@ -48,5 +50,5 @@ def main(
     """
 
 
-for verb in (demo, run, report, explain, graph, profile, trace, diff, passes):
+for verb in (demo, run, report, explain, graph, profile, trace, diff, bisect, filmstrip, passes):
     app.command()(verb)

@@ -11,7 +11,7 @@ the parts out of the arguments of a call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -229,3 +229,12 @@ def _path(path: str, whole: torch.Tensor, part: Taken) -> str:
     if part.stop is not None:
         cuts[part.dim] = f"{part.start}:{part.stop}"
     return f"{path}[{', '.join(cuts.get(dim, ':') for dim in range(max(cuts) + 1))}]"
+
+
+def part_named(path: str, arguments: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The value of an input by its path, which may be that of a part, among arguments by theirs. Raises KeyError."""
+    base, mark, cuts = path.removesuffix("]").rpartition("[")
+    if path in arguments or not mark:
+        return arguments[path]
+    edges = [[int(edge) for edge in cut.split(":") if edge] for cut in cuts.split(", ")]
+    return arguments[base][tuple(slice(*entry) if entry else slice(None) for entry in edges)]

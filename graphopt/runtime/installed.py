@@ -317,14 +317,17 @@ class Installed:
     race : measure the first call of each variant against the module itself, and leave it to the module when the
         compiled call is not faster.
     strict : raise what goes wrong in compilation instead of warning and stepping aside.
+    check : leave calls to the module where the first compiled result cannot be right. Else whatever was compiled is
+        served, and what goes wrong in building or running it is raised.
     eviction : whether and where to evict weights that no step reads.
     """
 
     def __init__(
         self, module: torch.nn.Module, name: str, builder: Builder, takers: Sequence[CallTaker], *, max_bytes: int,
-        race: bool, strict: bool, eviction: evict.Eviction | None = None,
+        race: bool, strict: bool, check: bool = True, eviction: evict.Eviction | None = None,
     ) -> None:  # fmt: skip
         self.module, self.name, self.max_bytes, self.race, self.strict = module, name, max_bytes, race, strict
+        self.check, self.raises = check, strict or not check
         self.before = module.__dict__.get("_compiled_call_impl")  # what `graphopt.restore` brings back
         self._builder, self.takers = builder, takers
         self.variants: list[Variant] = []
@@ -379,7 +382,7 @@ class Installed:
                     return held
             return variant.run(call)
         except Exception as error:
-            if self.strict:
+            if self.raises:
                 raise
             reason = f"the compiled call raised {type(error).__name__}: {_first_line(error)}"
             result = self._aside(reason, args, kwargs)  # raises what is the caller's own fault
@@ -480,7 +483,7 @@ class Installed:
                     error = error or caught
                     continue
                 except Exception as caught:
-                    if self.strict or isinstance(caught, UsageError):
+                    if self.raises or isinstance(caught, UsageError):
                         raise
                     what = f"compiling it raised {type(caught).__name__}: {_first_line(caught)}"
                     error = error or CaptureError(
@@ -536,7 +539,7 @@ class Installed:
                 with tracing():  # targets trace too
                     built = self._builder.build(variant.built.captured, (*variant.relations, *new))
             except Exception as error:
-                if self.strict:
+                if self.raises:
                     raise
                 variant.built.notes.append(
                     f"building with what calls share raised {type(error).__name__}: {_first_line(error)}"
@@ -596,12 +599,12 @@ class Installed:
         try:
             result = variant.run(call)
         except Exception as error:
-            if self.strict:
+            if self.raises:
                 raise
             self._reject(variant, f"the compiled call raised {type(error).__name__}: {_first_line(error)}")
             return expected
         lossy = any(record.fired and record.accuracy == "lossy" for record in variant.built.passes)
-        reason = disagreement(expected, result, values=not lossy)
+        reason = disagreement(expected, result, values=not lossy) if self.check else None
         if reason and self.strict:
             raise VerificationError(f"the compiled {self.name} is wrong: {reason}", where="its first call")
         if reason:

@@ -21,12 +21,13 @@ from graphopt.ir.rewrite import spell
 from graphopt.passes import PASSES, Hoist
 from tests.cli.conftest import Run, parsed
 
+VERBS = ("demo", "run", "report", "explain", "graph", "profile", "trace", "diff", "bisect", "filmstrip", "passes")
 TINY = ("--steps", "2", "--target", "eager")
 
 
 def test_help_names_every_verb_and_gives_examples(run: Run) -> None:
     text = run("--help").stdout
-    for verb in ("demo", "run", "report", "profile", "passes"):
+    for verb in VERBS:
         assert verb in text
         assert "For example" in run(verb, "--help").stdout
 
