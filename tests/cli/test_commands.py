@@ -26,7 +26,7 @@ TINY = ("--steps", "2", "--target", "eager")
 
 def test_help_names_every_verb_and_gives_examples(run: Run) -> None:
     text = run("--help").stdout
-    for verb in ("demo", "run", "report", "passes"):
+    for verb in ("demo", "run", "report", "graph", "passes"):
         assert verb in text
         assert "For example" in run(verb, "--help").stdout
 

@@ -145,8 +145,8 @@ def test_marks_of_a_pass(whole: Page, compilation: Compilation) -> None:
     moved = document(compilation)["passes"][number]["changes"]["moved"]
     assert moved
     assert whole.ids(".moved") == whole.ids(".moved", "before") == {f"n:{node}" for node in moved}
-    stages = {side: set(whole.graph("cy.$('.moved').map(entry => entry.data('stage'))", side)) for side in ("before", "after")}
-    assert stages == {"before": {"step"}, "after": {"request"}}
+    for side, stage in (("before", "step"), ("after", "request")):
+        assert set(whole.graph("cy.$('.moved').map(entry => entry.data('stage'))", side)) == {stage}
 
 
 def test_removed_on_the_left_added_on_the_right(whole: Page, compilation: Compilation) -> None:
@@ -328,20 +328,25 @@ def test_dark_and_light(browser: Any, report: Path) -> None:
     assert shown.complaints == []
 
 
+def cut_off(shown: Page) -> Any:
+    """What is wider than its box and has no way of showing it. Details that would scroll sideways count as well."""
+    return shown.page.evaluate("""[...document.querySelectorAll("#app *:not(.hidden):not(.canvas *):not(svg *)")]
+        .filter(one => one.scrollWidth > one.clientWidth + 1 && one.clientWidth)
+        .filter(one => getComputedStyle(one).overflowX !== "visible")
+        .map(one => `${one.tagName}.${one.className}: ${one.textContent.slice(0, 60)}`)""")
+
+
 @pytest.mark.parametrize("width", [900, 1280])
 def test_nothing_is_cut_off(browser: Any, report: Path, width: int) -> None:
     shown = Page(browser, report, viewport={"width": width, "height": 800})
+    assert cut_off(shown) == []
     shown.page.keyboard.press("/")
     shown.page.keyboard.type("softmax")
     shown.page.keyboard.press("Enter")
     ready(shown)
+    assert cut_off(shown) == []
     wide = shown.page.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert wide <= 0
-    # What overflows its box sideways without a scrollbar of its own.
-    cut = shown.page.evaluate("""[...document.querySelectorAll("#app *:not(.hidden):not(.canvas *):not(svg *)")]
-        .filter(one => one.scrollWidth > one.clientWidth + 1 && one.clientWidth && getComputedStyle(one).overflowX !== "visible")
-        .map(one => `${one.tagName}.${one.className}: ${one.textContent.slice(0, 60)}`)""")
-    assert cut == []
     for name in ("top", "timeline", "graph", "details", "waterfall"):
         box = shown.page.locator(f".{name}").first.bounding_box()
         assert box
@@ -354,10 +359,14 @@ def test_nothing_is_cut_off(browser: Any, report: Path, width: int) -> None:
 
 
 def test_everything_has_a_name_and_shows_its_focus(shown: Page) -> None:
-    nameless = shown.page.evaluate("""[...document.querySelectorAll("button, input, [role=group], [role=img], nav, aside, main, section, [tabindex]")]
+    named = "button, input, [role=group], [role=img], nav, aside, main, section, [tabindex]"
+    nameless = shown.page.evaluate(
+        """(named) => [...document.querySelectorAll(named)]
         .filter(one => !one.closest(".canvas > *"))
         .filter(one => !(one.getAttribute("aria-label") || one.textContent.trim()))
-        .map(one => one.outerHTML.slice(0, 120))""")
+        .map(one => one.outerHTML.slice(0, 120))""",
+        named,
+    )
     assert nameless == []
     for _ in range(12):
         shown.page.keyboard.press("Tab")
