@@ -127,7 +127,7 @@ def test_clicking_through_passes(shown: Page, compilation: Compilation) -> None:
     for number in range(LAST + 1):
         name = compilation.snapshots[number].name
         rows.nth(number + 1).click()
-        shown.until(lambda name=name: shown.heading == name)
+        shown.shows(name)
         assert rows.nth(number + 1).get_attribute("aria-current") == "step"
         assert shown.page.locator("figure:visible").count() == (2 if number else 1)
         for kind in ("removed", "added", "moved"):
@@ -211,7 +211,7 @@ def test_search_by_keyboard(shown: Page) -> None:
     assert "g:up.1" in shown.ids(".open")  # revealed
     assert len(shown.ids(".chosen")) == 1
     shown.page.keyboard.press("Escape")
-    shown.until(lambda: shown.heading == "all passes")
+    shown.shows("all passes")
 
 
 def test_search_moves_with_the_arrows_and_closes_with_escape(shown: Page) -> None:
@@ -271,7 +271,7 @@ def test_passes_by_arrow_keys(shown: Page) -> None:
     expected = [("Right", "captured"), ("Right", exact[0].name), ("Left", "captured"), ("Left", "all passes")]
     for key, title in [*expected, ("Left", exact[-1].name), ("Right", "all passes")]:
         shown.page.keyboard.press(f"Arrow{key}")
-        shown.until(lambda title=title: shown.heading == title)
+        shown.shows(title)
 
 
 def test_next_change(shown: Page, compilation: Compilation) -> None:
@@ -301,7 +301,7 @@ def test_waterfall_switches_between_quantities(shown: Page, compilation: Compila
     assert len(texts) == 4
     assert section.locator(".bar").count() == LAST + 2
     section.locator(".bar .hit").nth(3).click()
-    shown.until(lambda: shown.heading == compilation.snapshots[3].name)
+    shown.shows(compilation.snapshots[3].name)
 
 
 def test_a_stage_alone(whole: Page) -> None:
@@ -378,7 +378,7 @@ def test_begins_where_it_is_told_to(browser: Any, compilation: Compilation, tmp_
     file = tmp_path / "report.html"
     file.write_bytes(page(compilation, replace(VIEW, after=2, stage="schedule")))
     shown = Page(browser, file)
-    shown.until(lambda: shown.heading == compilation.snapshots[2].name)
+    shown.shows(compilation.snapshots[2].name)
     pressed = shown.page.get_by_role("button", name="schedule", exact=True).get_attribute("aria-pressed")
     assert pressed == "true"
     shown.context.close()
