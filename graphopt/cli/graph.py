@@ -36,17 +36,29 @@ if TYPE_CHECKING:
 _STAGES = ("weights", "request", "schedule", "request_schedule", "common", "step")  # ir.stages has them, with torch
 _PRINTED = ("json", "dot", "explorer")  # to standard output, unless a file is named
 
+Module = Annotated[str | None, typer.Option(help="Such as unet or vae.decoder; else the network that denoises.")]
+Stage = Annotated[str | None, typer.Option(help=f"To show alone: {', '.join(_STAGES)}.")]
+After = Annotated[str | None, typer.Option(metavar="PASS", help="To begin with: its name or number; 0 as captured.")]
+Format = Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; else by the ending of FILE, or html.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Else graphopt-graph.html; standard output for text."),
+]
+Depth = Annotated[int, typer.Option(min=0, help="Levels of submodules in a picture (svg, png, dot).")]
+Compare = Annotated[bool, typer.Option("--compare", help="A picture of what the pass of --after did.")]
+OpenExplorer = Annotated[bool, typer.Option("--open-explorer", help="Start Model Explorer, where it is installed.")]
+
 
 def graph(
     pipeline: Name,
-    module: Annotated[str | None, typer.Option(help="Such as unet or vae.decoder; else the network that denoises.")] = None,
-    stage: Annotated[str | None, typer.Option(help=f"To show alone: {', '.join(_STAGES)}.")] = None,
-    after: Annotated[str | None, typer.Option(metavar="PASS", help="To begin with: its name or number; 0 as captured.")] = None,
-    format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; else by the ending of FILE, or html.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else graphopt-graph.html (or .svg, .png); standard output for text.")] = None,
-    depth: Annotated[int, typer.Option(min=0, help="Levels of submodules in a picture (svg, png, dot).")] = 2,
-    compare: Annotated[bool, typer.Option("--compare", help="A picture of what the pass of --after did.")] = False,
-    open_explorer: Annotated[bool, typer.Option("--open-explorer", help="Start Model Explorer, where it is installed.")] = False,
+    module: Module = None,
+    stage: Stage = None,
+    after: After = None,
+    format: Format = None,
+    output: Output = None,
+    depth: Depth = 2,
+    compare: Compare = False,
+    open_explorer: OpenExplorer = False,
     prompt: Prompt = PROMPT,
     steps: Steps = STEPS,
     height: Pixels = None,
@@ -58,7 +70,7 @@ def graph(
     one_pass: OnePass = None,
     as_json: AsJson = False,
     debug: Debug = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show the graph of a module before and after every pass: what changed, what it costs, and why not more.
 
     Compiles the pipeline, runs one short sampling, and writes one file: by default a page that works offline.
@@ -128,9 +140,8 @@ def _format(name: str | None, output: Path | None) -> str:
     """The format that was asked for, by name or by the ending of the file."""
     asked = name or (output.suffix.removeprefix(".").lower() if output and output.suffix else "html")
     if asked not in FORMATS:
-        raise UsageError(
-            f"unknown format '{asked}'", where="--format" if name else str(output), hint=nearest(asked, FORMATS)
-        )
+        where = "--format" if name else str(output)
+        raise UsageError(f"unknown format '{asked}'", where=where, hint=nearest(asked, FORMATS))
     return asked
 
 

@@ -75,6 +75,10 @@ class Page:
             assert time.monotonic() < end, f"still not so after {seconds:g} s"
             self.page.wait_for_timeout(20)
 
+    def shows(self, title: str) -> None:
+        """Wait until the details are those of a pass, a module or a node."""
+        self.until(lambda: self.heading == title)
+
     def graph(self, code: str, side: str = "after", argument: Any = None) -> Any:
         """Evaluate JavaScript over `cy`, the graph of one side, and `argument`."""
         found = f"document.querySelector('[data-side={side}] .canvas')._cyreg.cy"

@@ -127,7 +127,7 @@ def test_clicking_through_passes(shown: Page, compilation: Compilation) -> None:
     for number in range(LAST + 1):
         name = compilation.snapshots[number].name
         rows.nth(number + 1).click()
-        shown.until(lambda name=name: shown.heading == name)
+        shown.shows(name)
         assert rows.nth(number + 1).get_attribute("aria-current") == "step"
         assert shown.page.locator("figure:visible").count() == (2 if number else 1)
         for kind in ("removed", "added", "moved"):
@@ -145,10 +145,8 @@ def test_marks_of_a_pass(whole: Page, compilation: Compilation) -> None:
     moved = document(compilation)["passes"][number]["changes"]["moved"]
     assert moved
     assert whole.ids(".moved") == whole.ids(".moved", "before") == {f"n:{node}" for node in moved}
-    stages = {
-        side: set(whole.graph("cy.$('.moved').map(entry => entry.data('stage'))", side)) for side in ("before", "after")
-    }
-    assert stages == {"before": {"step"}, "after": {"request"}}
+    for side, stage in (("before", "step"), ("after", "request")):
+        assert set(whole.graph("cy.$('.moved').map(entry => entry.data('stage'))", side)) == {stage}
 
 
 def test_removed_on_the_left_added_on_the_right(whole: Page, compilation: Compilation) -> None:
@@ -213,7 +211,7 @@ def test_search_by_keyboard(shown: Page) -> None:
     assert "g:up.1" in shown.ids(".open")  # revealed
     assert len(shown.ids(".chosen")) == 1
     shown.page.keyboard.press("Escape")
-    shown.until(lambda: shown.heading == "all passes")
+    shown.shows("all passes")
 
 
 def test_search_moves_with_the_arrows_and_closes_with_escape(shown: Page) -> None:
@@ -273,7 +271,7 @@ def test_passes_by_arrow_keys(shown: Page) -> None:
     expected = [("Right", "captured"), ("Right", exact[0].name), ("Left", "captured"), ("Left", "all passes")]
     for key, title in [*expected, ("Left", exact[-1].name), ("Right", "all passes")]:
         shown.page.keyboard.press(f"Arrow{key}")
-        shown.until(lambda title=title: shown.heading == title)
+        shown.shows(title)
 
 
 def test_next_change(shown: Page, compilation: Compilation) -> None:
@@ -303,7 +301,7 @@ def test_waterfall_switches_between_quantities(shown: Page, compilation: Compila
     assert len(texts) == 4
     assert section.locator(".bar").count() == LAST + 2
     section.locator(".bar .hit").nth(3).click()
-    shown.until(lambda: shown.heading == compilation.snapshots[3].name)
+    shown.shows(compilation.snapshots[3].name)
 
 
 def test_a_stage_alone(whole: Page) -> None:
@@ -330,20 +328,25 @@ def test_dark_and_light(browser: Any, report: Path) -> None:
     assert shown.complaints == []
 
 
+def cut_off(shown: Page) -> Any:
+    """What is wider than its box and has no way of showing it. Details that would scroll sideways count as well."""
+    return shown.page.evaluate("""[...document.querySelectorAll("#app *:not(.hidden):not(.canvas *):not(svg *)")]
+        .filter(one => one.scrollWidth > one.clientWidth + 1 && one.clientWidth)
+        .filter(one => getComputedStyle(one).overflowX !== "visible")
+        .map(one => `${one.tagName}.${one.className}: ${one.textContent.slice(0, 60)}`)""")
+
+
 @pytest.mark.parametrize("width", [900, 1280])
 def test_nothing_is_cut_off(browser: Any, report: Path, width: int) -> None:
     shown = Page(browser, report, viewport={"width": width, "height": 800})
+    assert cut_off(shown) == []
     shown.page.keyboard.press("/")
     shown.page.keyboard.type("softmax")
     shown.page.keyboard.press("Enter")
     ready(shown)
+    assert cut_off(shown) == []
     wide = shown.page.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert wide <= 0
-    # What overflows its box sideways without a scrollbar of its own.
-    cut = shown.page.evaluate("""[...document.querySelectorAll("#app *:not(.hidden):not(.canvas *):not(svg *)")]
-        .filter(one => one.scrollWidth > one.clientWidth + 1 && one.clientWidth && getComputedStyle(one).overflowX !== "visible")
-        .map(one => `${one.tagName}.${one.className}: ${one.textContent.slice(0, 60)}`)""")
-    assert cut == []
     for name in ("top", "timeline", "graph", "details", "waterfall"):
         box = shown.page.locator(f".{name}").first.bounding_box()
         assert box
@@ -356,10 +359,14 @@ def test_nothing_is_cut_off(browser: Any, report: Path, width: int) -> None:
 
 
 def test_everything_has_a_name_and_shows_its_focus(shown: Page) -> None:
-    nameless = shown.page.evaluate("""[...document.querySelectorAll("button, input, [role=group], [role=img], nav, aside, main, section, [tabindex]")]
+    named = "button, input, [role=group], [role=img], nav, aside, main, section, [tabindex]"
+    nameless = shown.page.evaluate(
+        """(named) => [...document.querySelectorAll(named)]
         .filter(one => !one.closest(".canvas > *"))
         .filter(one => !(one.getAttribute("aria-label") || one.textContent.trim()))
-        .map(one => one.outerHTML.slice(0, 120))""")
+        .map(one => one.outerHTML.slice(0, 120))""",
+        named,
+    )
     assert nameless == []
     for _ in range(12):
         shown.page.keyboard.press("Tab")
@@ -371,7 +378,7 @@ def test_begins_where_it_is_told_to(browser: Any, compilation: Compilation, tmp_
     file = tmp_path / "report.html"
     file.write_bytes(page(compilation, replace(VIEW, after=2, stage="schedule")))
     shown = Page(browser, file)
-    shown.until(lambda: shown.heading == compilation.snapshots[2].name)
+    shown.shows(compilation.snapshots[2].name)
     pressed = shown.page.get_by_role("button", name="schedule", exact=True).get_attribute("aria-pressed")
     assert pressed == "true"
     shown.context.close()

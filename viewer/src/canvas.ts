@@ -4,7 +4,7 @@ import { KINDS, shortOp, type Document, type Kind, type Stage, type Version } fr
 import { plural } from "./format";
 import type { Group, Leaf } from "./hierarchy";
 import { GROUP, IN, LEAF, OUT, type Drawing, type Item, type Line, type Point, type Size } from "./layout";
-import { FILLS, hatch, MARKS, SIGNS, stripes, SURFACE, type Theme } from "./theme";
+import { FILLS, FRAMES, hatch, MARKS, SIGNS, stripes, SURFACE, type Theme } from "./theme";
 
 export type Side = "before" | "after";
 export type Focus = { chosen: string | null; near: Set<string>; stage: Stage | null };
@@ -65,7 +65,7 @@ function elements(doc: Document, drawing: Drawing, side: Side, ghosts: boolean, 
     const place = places.get(key)!;
     if (made.has(key)) return;
     if (!("width" in place)) {
-      made.set(key, { group: "nodes", data: { id: key, z: 20, w: 5, h: 5 }, position: { x: place.x, y: place.y }, classes: "port", selectable: false });
+      made.set(key, { group: "nodes", data: { id: key, z: 26, w: 5, h: 5 }, position: { x: place.x, y: place.y }, classes: "port", selectable: false });
     } else made.set(key, place.group ? groupElement(place, place.group, side, theme, far) : leafElement(doc, place, place.leaf!, side, theme));
   };
   for (const item of drawing.items) {
@@ -99,8 +99,9 @@ function groupElement(item: Item, group: Group, side: Side, theme: Theme, far: b
   const marked = KINDS.find((kind) => group.marks[kind]);
   const label = groupLabel(group, item.open);
   const shift = item.open ? width(label, GROUP_FONT) / 2 + 12 - item.width / 2 : 0;  // titles stand at the left
-  const data = { id: item.key, label, shift, w: item.width, h: item.height, z: group.depth, ...(paint ?? {}) };
-  const classes = ["group", item.open ? "open" : "closed", ...(paint ? ["striped"] : []), ...(speck ? ["far"] : []), ...(far ? ["thick"] : []), ...(marked ? ["touched"] : [])];
+  const fill = FRAMES[theme][group.depth % 2], z = item.open ? group.depth : 30;
+  const data = { id: item.key, label, shift, w: item.width, h: item.height, z, fill, ...(paint ?? {}) };
+  const classes = ["group", item.open ? "open" : "closed", ...(paint ? ["striped"] : []), ...(far ? ["thick"] : []), ...(marked ? ["touched"] : [])];
   return { group: "nodes", data, position: { x: item.x, y: item.y }, classes: classes.join(" ") };
 }
 
@@ -124,7 +125,7 @@ function lineElement(line: Line, from: Point, to: Point, here: boolean): Element
   return {
     group: "edges",
     data: {
-      id: `e:${line.key}`, source: line.from, target: line.to, z: 10, thick: 1 + Math.min(2.5, Math.log2(line.count) / 2),
+      id: `e:${line.key}`, source: line.from, target: line.to, thick: 1 + Math.min(2.5, Math.log2(line.count) / 2),
       start: `${(first.x - from.x).toFixed(1)}px ${(first.y - from.y).toFixed(1)}px`,
       end: `${(last.x - to.x).toFixed(1)}px ${(last.y - to.y).toFixed(1)}px`,
       along: along.map((value) => value.toFixed(4)).join(" "), beside: beside.map((value) => value.toFixed(2)).join(" "),
@@ -165,12 +166,11 @@ function styles(theme: Theme): StylesheetJson {
     {
       selector: "node.open",
       style: {
-        "background-color": surface.frame, "background-opacity": theme === "light" ? 0.045 : 0.06, "border-width": 1, "border-opacity": 0.55, "corner-radius": "8px",
+        "background-color": "data(fill)", "border-width": 1, "border-opacity": 0.45, "corner-radius": "8px",
         "text-valign": "top", "text-margin-y": 23, "text-margin-x": "data(shift)" as never, color: surface.faint,
       },
     },
     { selector: "node.thick", style: { "border-width": 10, "border-opacity": 0.9 } },
-    { selector: "node.far", style: { "background-opacity": 0.85 } },
     { selector: "node.port", style: { shape: "ellipse", "background-color": surface.line, events: "no" } },
     { selector: "node.touched.closed", style: { "border-width": 2.5, "border-color": marks.changed } },
     marked("changed", { "border-style": "dashed", "border-width": 1.5 }),
@@ -185,7 +185,7 @@ function styles(theme: Theme): StylesheetJson {
       style: {
         width: "data(thick)" as never, "line-color": surface.line, "target-arrow-color": surface.line, "target-arrow-shape": "triangle",
         "arrow-scale": 0.7, "curve-style": "straight", "source-endpoint": "data(start)" as never, "target-endpoint": "data(end)" as never,
-        "z-index": 10, "z-index-compare": "manual", events: "no",
+        "z-index": 25, "z-index-compare": "manual", events: "no",
       },
     },
     {

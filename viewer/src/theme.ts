@@ -21,6 +21,9 @@ export const SURFACE: Record<Theme, { text: string; faint: string; line: string;
   dark: { text: "#e6eaf0", faint: "#9aa5b5", line: "#5b6675", border: "#55606f", frame: "#9fb0cc", input: "#1a1f27", focus: "#ffb074", page: "#14181e" },
 };
 
+// Frames of modules, by the parity of their depth, so that one inside another can be told from it.
+export const FRAMES: Record<Theme, [string, string]> = { light: ["#f7f8fa", "#eef1f5"], dark: ["#14181e", "#1b2129"] };
+
 export function stripes(theme: Theme, stages: Partial<Record<Stage, number>>): { colors: string; stops: string } | null {
   const present = STAGES.filter((stage) => stages[stage]);
   if (present.length === 0) return null;

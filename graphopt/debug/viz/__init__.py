@@ -28,8 +28,9 @@ def _picture(format: str) -> Writer:
     def write(compilation: Compilation, view: View) -> bytes:
         from graphopt.debug.viz.dot import picture
 
-        options = {"stage": view.stage, "after": view.after, "depth": view.depth, "compare": view.compare}
-        return picture(compilation, format=format, **options)
+        return picture(
+            compilation, format=format, stage=view.stage, after=view.after, depth=view.depth, compare=view.compare
+        )
 
     return write
 
