@@ -7,5 +7,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare docs
 cd "$ROOT"
 run "$VENV/bin/python" scripts/site_source.py
-NO_MKDOCS_2_WARNING=1 run "$VENV/bin/python" -m mkdocs build --quiet --strict "$@"
+# Not --quiet: what is not shown does not count as a warning, and nothing would ever fail.
+NO_MKDOCS_2_WARNING=1 run "$VENV/bin/python" -m mkdocs build --strict "$@"
 say "the site is in build/site/html"

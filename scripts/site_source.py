@@ -68,7 +68,7 @@ def assemble(root: Path, target: Path) -> None:
             there = (page.parent / link.partition("#")[0]).resolve()
             if there.is_dir() or there.relative_to(root).as_posix().startswith(LEFT_OUT):
                 text = re.sub(rf"\[([^\]]+)\]\({re.escape(link)}\)", r"\1", text)
-            elif there.suffix != ".md":
+            elif there.suffix != ".md" and there.exists():  # what is missing, the build names with its page
                 _copy(there, target / there.relative_to(root))
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_text(text, encoding="utf-8")

@@ -29,6 +29,7 @@ def test_page(page: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # several whole compilations, on a machine that may be busy
 def test_every_command_of_the_guide(folder: Path) -> None:
     run_page(ROOT / "docs/writing_a_pass.md", folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from scripts import check_links
 from scripts.site_source import API, assemble
 from tests.docs.blocks import ROOT
+
+SCRIPT = (ROOT / "scripts/site.sh").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +70,20 @@ def test_docstrings_of_the_interface_are_read() -> None:
 def test_builds(source: Path, tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
-    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    config = config.replace("build/site/source", str(source)).replace("build/site/html", str(tmp_path / "html"))
-    file = tmp_path / "mkdocs.yml"
-    file.write_text(
-        config.replace("paths: [.]", f"paths: [{ROOT}]").replace("docs/docstrings.py", f"{ROOT}/docs/docstrings.py")
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(file)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    assert build(source, tmp_path) == ""
     page = (tmp_path / "html/docs/passes.html").read_text(encoding="utf-8")
     assert 'id="rejoin_parts"' in page and "fonts.googleapis" not in page
+    with (source / "docs/memory.md").open("a", encoding="utf-8") as planted:
+        planted.write("\n[broken](passes.md#no_such_pass)\n")
+    assert "no_such_pass" in build(source, tmp_path)
+
+
+def build(source: Path, folder: Path) -> str:
+    """What `scripts/site.sh` runs; standard error where it fails."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    text = text.replace("build/site/source", str(source)).replace("build/site/html", str(folder / "html"))
+    text = text.replace("paths: [.]", f"paths: [{ROOT}]").replace("docs/docstrings.py", f"{ROOT}/docs/docstrings.py")
+    (folder / "mkdocs.yml").write_text(text, encoding="utf-8")
+    command = [sys.executable, *re.findall(r"-m mkdocs build .*(?= \"\$@\")", SCRIPT)[0].split()]
+    done = subprocess.run([*command, "-f", str(folder / "mkdocs.yml")], capture_output=True, text=True)
+    return done.stderr if done.returncode else ""
