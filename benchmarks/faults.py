@@ -198,7 +198,7 @@ class OffByOneSlice(Fault):
     targets = (aten.conv2d.default,)
 
     def suits(self, node: fx.Node) -> bool:
-        return shape(bind(node)["input"])[1] > 2
+        return bool(shape(bind(node)["input"])[1] > 2)
 
     def right(self, make: _Maker, node: fx.Node, start: int = 0) -> fx.Node:
         source = bind(node)["input"]
