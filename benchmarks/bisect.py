@@ -32,7 +32,7 @@ from graphopt.debug.metrics import METRICS
 from graphopt.ir.rewrite import pass_name
 
 _STEPS = 3
-_SCALE = Scale(channels=(32, 32), heads=1, blocks=3, side=8, unet_side=8, prompt=16)
+_SCALE = Scale(channels=(64, 64), heads=1, blocks=3, side=8, unet_side=8, prompt=16)
 _TRAINED = ("dropped_bias", "wrong_gelu", "wrong_softmax_axis", "wrong_padding")  # in emoji-unet as well
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 import runpy
 import subprocess
 import sys
@@ -311,7 +312,7 @@ def test_a_reproduction_runs_by_itself(tmp_path: Path, golden: Any) -> None:
     made = reproduction(found, sample.module, lambda: pytest.fail("seeded values show it"))
     assert isinstance(made, Reproduction) and made.seeded
     (path,) = write(made, tmp_path / "reproduction.py", "What rewrite 4 does.")
-    golden(path.read_text())
+    golden(re.sub(r"\.py:\d+", ".py:LINE", path.read_text(encoding="utf-8")))
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert done.stdout.endswith("before and after differ\n")

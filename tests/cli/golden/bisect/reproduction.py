@@ -1,4 +1,4 @@
-"""What rewrite 4 of wrong_padding{wrong='unet:conv2d_3'} does to unet at conv2d_3 (torch/nn/modules/conv.py:565).
+"""What rewrite 4 of wrong_padding{wrong='unet:conv2d_3'} does to unet at conv2d_3 (diffusers/models/resnet.py:LINE).
 
 Written by graphopt bisect. Inputs are seeded values that show it.
 It prints how far results are apart, and ends with exit code 1 when they differ.
@@ -18,13 +18,13 @@ RESULTS = [  # before → after
 
 
 def before(p_down_blocks_0_resnets_1_conv1_weight, p_down_blocks_0_resnets_1_conv1_bias, silu_4):
-    # down_blocks.0.resnets.1.conv1  torch/nn/modules/conv.py:565
+    # down_blocks.0.resnets.1.conv1  diffusers/models/resnet.py:LINE
     conv2d_3 = ops.aten.conv2d.default(silu_4, p_down_blocks_0_resnets_1_conv1_weight, p_down_blocks_0_resnets_1_conv1_bias, [1, 1], [1, 1])  # f32[1, 8, 8, 8]
     return (conv2d_3,)
 
 
 def after(p_down_blocks_0_resnets_1_conv1_weight, p_down_blocks_0_resnets_1_conv1_bias, silu_4):
-    # down_blocks.0.resnets.1.conv1  torch/nn/modules/conv.py:565
+    # down_blocks.0.resnets.1.conv1  diffusers/models/resnet.py:LINE
     constant_pad_nd_default_3 = ops.aten.constant_pad_nd.default(silu_4, [2, 0, 1, 1])  # f32[1, 8, 10, 10]
     conv2d_default_3 = ops.aten.conv2d.default(constant_pad_nd_default_3, p_down_blocks_0_resnets_1_conv1_weight, p_down_blocks_0_resnets_1_conv1_bias, [1, 1], [0, 0], [1, 1], 1)  # f32[1, 8, 8, 8]
     return (conv2d_default_3,)
