@@ -6,9 +6,10 @@
 
 Of the bundled pipelines, and of Flux-like transformers of about 1,000 and 3,000 operations (tiny tensors: only the
 graph matters here). *Open* is from navigation to the first drawn graph, which begins with two levels of modules, both
-sides, its *work* the processor time of the page's thread, which other programs hardly lengthen; *expand* from the click
-on "Expand all" to the drawn graph, *layout* the part of it that dagre takes. Frames are counted while the graph is dragged for two seconds, at the zoom that shows it whole and at one that can be read; a frame
-cannot be shorter than 16.7 ms. Medians of three openings; the page is drawn by the processor (no GPU).
+sides, its *work* the processor time of the page's thread, which other programs hardly lengthen; *expand* from the
+click on "Expand all" to the drawn graph, *layout* the part of it that dagre takes. Frames are counted while the graph
+is dragged for two seconds, at the zoom that shows it whole and at one that can be read; a frame cannot be shorter
+than 16.7 ms. Medians of three openings; the page is drawn by the processor (no GPU).
 
 Needs playwright and a chromium on the PATH. Exit status 1 when a page is larger than 5 MB, or takes 3 s to open.
 """
