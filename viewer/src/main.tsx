@@ -97,33 +97,35 @@ function App({ doc }: { doc: Document }) {
     setOpen(new Set(model.groups.keys()));
   }, [model]);
 
+  const keys = useRef<(event: KeyboardEvent) => void>(() => {});
+  keys.current = (event) => {
+    const target = event.target as HTMLElement;
+    if (event.ctrlKey || event.metaKey || event.altKey || target.matches("input, textarea, select")) return;
+    const canvas = target.matches(".canvas");
+    const chosen = selected && "group" in selected ? selected.group : null;
+    switch (event.key) {
+      case "/": search.current?.focus(); search.current?.select(); break;
+      case "Escape": setSelected(null); setStage(null); break;
+      case "ArrowLeft": canvas && event.shiftKey ? commands.current?.pan(80, 0) : go(span === whole ? end : pass - 1); break;
+      case "ArrowRight": canvas && event.shiftKey ? commands.current?.pan(-80, 0) : go(span === whole ? 0 : pass + 1); break;
+      case "ArrowUp": if (!canvas) return; commands.current?.pan(0, 80); break;
+      case "ArrowDown": if (!canvas) return; commands.current?.pan(0, -80); break;
+      case "Enter": if (!canvas || chosen === null) return; toggle(chosen); break;
+      case "+": case "=": commands.current?.zoom(1.25); break;
+      case "-": commands.current?.zoom(0.8); break;
+      case "0": case "f": commands.current?.fit(); break;
+      case "b": setDouble(!double); break;
+      case "n": nextChange(1); break;
+      case "p": nextChange(-1); break;
+      default: return;
+    }
+    event.preventDefault();
+  };
   useEffect(() => {
-    const key = (event: KeyboardEvent): void => {
-      const target = event.target as HTMLElement;
-      if (event.ctrlKey || event.metaKey || event.altKey || target.matches("input, textarea, select")) return;
-      const canvas = target.matches(".canvas");
-      const chosen = selected && "group" in selected ? selected.group : null;
-      switch (event.key) {
-        case "/": search.current?.focus(); search.current?.select(); break;
-        case "Escape": setSelected(null); setStage(null); break;
-        case "ArrowLeft": canvas && event.shiftKey ? commands.current?.pan(80, 0) : go(span === whole ? end : pass - 1); break;
-        case "ArrowRight": canvas && event.shiftKey ? commands.current?.pan(-80, 0) : go(span === whole ? 0 : pass + 1); break;
-        case "ArrowUp": if (!canvas) return; commands.current?.pan(0, 80); break;
-        case "ArrowDown": if (!canvas) return; commands.current?.pan(0, -80); break;
-        case "Enter": if (!canvas || chosen === null) return; toggle(chosen); break;
-        case "+": case "=": commands.current?.zoom(1.25); break;
-        case "-": commands.current?.zoom(0.8); break;
-        case "0": case "f": commands.current?.fit(); break;
-        case "b": setDouble(!double); break;
-        case "n": nextChange(1); break;
-        case "p": nextChange(-1); break;
-        default: return;
-      }
-      event.preventDefault();
-    };
-    addEventListener("keydown", key);
-    return () => removeEventListener("keydown", key);
-  }, [span, selected, double, go, toggle, nextChange]);
+    const listen = (event: KeyboardEvent): void => keys.current(event);
+    addEventListener("keydown", listen);
+    return () => removeEventListener("keydown", listen);
+  }, []);
 
   const pick = (hit: Hit): void => (hit.node !== undefined ? showNode(hit.node) : showGroup(hit.group!));
   return (

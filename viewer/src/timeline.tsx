@@ -1,5 +1,5 @@
 // The passes, as a list: what each changed and what is left.
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useMemo, useRef } from "preact/hooks";
 import { changesOf, isWhole, KINDS, type Document, type Kind, type Metric, type Span, type Sums, type Which } from "./document";
 import { change, METRICS } from "./format";
 import { Breakable } from "./text";
@@ -9,6 +9,7 @@ type Props = { doc: Document; span: Span; which: Which; onPass: (pass: number) =
 
 export function Timeline({ doc, span, which, onPass, onWhole }: Props) {
   const pass = isWhole(doc, span) ? -1 : span.to, last = doc.passes.length - 1;
+  const all = useMemo(() => changesOf(doc, { from: 0, to: last }), [doc]);
   const list = useRef<HTMLOListElement>(null);
   useEffect(() => list.current?.querySelector('[aria-current="step"]')?.scrollIntoView({ block: "nearest" }), [span]);
   return (
@@ -18,7 +19,7 @@ export function Timeline({ doc, span, which, onPass, onWhole }: Props) {
         {last > 1 && (
           <li>
             <Row
-              number="" title="all passes" chosen={pass === -1} changes={changesOf(doc, { from: 0, to: last })} onClick={onWhole}
+              number="" title="all passes" chosen={pass === -1} changes={all} onClick={onWhole}
               before={doc.passes[0].image[which]} after={doc.passes[last].image[which]} otherwise=""
             />
           </li>
