@@ -1,0 +1,293 @@
+"""Several passes in a row, in an order nobody thought of: what must hold after each of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from graphopt.errors import UsageError, VerificationError
+from graphopt.ir.driver import run_pass
+from graphopt.ir.effects import has_effect
+from graphopt.ir.printer import dump
+from graphopt.ir.program import Program, Role
+from graphopt.ir.rewrite import Pass, spell
+from graphopt.ir.stages import split
+from graphopt.ir.verify import compare, evaluate, example_inputs, spread
+from graphopt.testing.checks import Recorder, changes
+
+# Roles whose inputs change together from one call to the next: within a step, between steps, between requests.
+_CHANGES: tuple[frozenset[Role], ...] = (
+    frozenset({"condition"}),
+    frozenset({"state"}),
+    frozenset({"state", "time"}),
+    frozenset({"state", "condition"}),
+)
+_INTS = (0, 1, 1 << 40)
+_FLOATS = (1e-3, 1.0, 1e9)
+
+
+def random_sequence(
+    choose: Callable[[int], int], kinds: Sequence[type[Pass]], eager: Sequence[Pass] = ()
+) -> list[Pass]:
+    """All passes in a random legal order, some of them several times, some with random options.
+
+    Every other sequence begins with a random subset. `requires` and `ensures` are heeded.
+
+    Parameters
+    ----------
+    choose : draws an int below its argument.
+    eager : passes with options that let them fire on graphs of any size; each takes the place of every other one of its
+        kind.
+
+    >>> import random
+    >>> from graphopt.passes import PASSES
+    >>> sequence = random_sequence(random.Random(0).randrange, PASSES)
+    >>> {type(pass_) for pass_ in sequence} == set(PASSES)
+    True
+    """
+    wanted = [kind for kind in kinds if choose(2)] if choose(2) else []
+    wanted = [*_shuffled(choose, wanted), *_shuffled(choose, kinds)]
+    for _ in range(choose(5)):
+        wanted.insert(choose(len(wanted) + 1), kinds[choose(len(kinds))])
+    found: list[Pass] = []
+    while wanted:
+        ensured = {name for pass_ in found for name in pass_.ensures}
+        legal = next((kind for kind in wanted if ensured.issuperset(kind.requires)), None)
+        if legal is None:
+            missing = sorted({name for kind in wanted for name in kind.requires} - ensured)
+            raise UsageError(f"no pass ensures {', '.join(missing)}", where=", ".join(kind.__name__ for kind in wanted))
+        wanted.remove(legal)
+        chosen = next((pass_ for pass_ in eager if type(pass_) is legal), None) if choose(2) else None
+        found.append(chosen or random_options(choose, legal))
+    return found
+
+
+def _shuffled(choose: Callable[[int], int], kinds: Sequence[type[Pass]]) -> list[type[Pass]]:
+    rest, found = list(kinds), list[type[Pass]]()
+    while rest:
+        found.append(rest.pop(choose(len(rest))))
+    return found
+
+
+def random_options(choose: Callable[[int], int], kind: type[Pass]) -> Pass:
+    """A pass with its defaults, or with extreme values for some of its options."""
+    if choose(2) == 0:
+        return kind()
+    options: dict[str, Any] = {}
+    for entry in dataclasses.fields(kind):  # type: ignore[arg-type]
+        match entry.default:
+            case bool():
+                extremes: tuple[Any, ...] = (not entry.default,)
+            case int() | None:
+                extremes = _INTS
+            case float():
+                extremes = _FLOATS
+            case _:
+                continue
+        chosen = choose(len(extremes) + 1)
+        if chosen:
+            options[entry.name] = extremes[chosen - 1]
+    try:
+        return kind(**options)
+    except UsageError:  # the pass does not take them together
+        return kind()
+
+
+@dataclass
+class Ran:
+    """What `check_sequence` saw.
+
+    Attributes
+    ----------
+    program : after all passes.
+    fired : passes by name, counted where they changed the Program.
+    uncertain : how often the original's error alone would not have allowed for the error found, and what rounding has to
+        be expected to make did (`graphopt.ir.verify.spread`).
+    """
+
+    program: Program
+    fired: Counter[str] = field(default_factory=Counter)
+    uncertain: int = 0
+
+
+def check_sequence(passes: Sequence[Pass], program: Program, *, seed: int = 0) -> Ran:
+    """Run passes one after the other and check after each what must hold of any pass in any order.
+
+    - The result is valid and has the boundary of what went in (`graphopt.ir.verify.verify`); random and other operations
+      with an effect are all there, in their order; the Program that went in is as it was.
+    - Values: a bitwise pass changes no bit of those before it; after rounding passes, values are as close to the original
+      in float64 as so many passes may leave them.
+    - A bitwise pass that runs again changes nothing.
+
+    And of the last Program: its stages, run one after the other, give the same bits, also where earlier stages are kept
+    and only inputs of later ones change; where sizes are symbolic, values are right at other sizes too.
+
+    Raises
+    ------
+    PassError : says after which pass what does not hold.
+    UsageError : the Program itself cannot be run.
+
+    >>> from graphopt.passes import FoldConstants, RemoveDead
+    >>> from graphopt.testing import sketch
+    >>> before = sketch("a = ops.aten.sin.default(w)\\nb = ops.aten.cos.default(w)\\nreturn (a,)", w="weight f32[2]")
+    >>> dict(check_sequence([FoldConstants(), RemoveDead()], before.program).fired)
+    {'fold_constants': 1, 'remove_dead': 1}
+    """
+    return _Run(program, seed).over(passes)
+
+
+class _Run:
+    def __init__(self, program: Program, seed: int) -> None:
+        self.original, self.seed = program, seed
+        self.sizes = _other_sizes(program)
+        self.inputs = special(example_inputs(program, seed), seed)
+        try:
+            self.expected = evaluate(program, self.inputs)
+        except Exception as error:
+            raise UsageError(f"the program cannot be run: {error}", where=program.name) from error
+        self.rounding = 0
+        self.ran = Ran(program)
+
+    def over(self, passes: Sequence[Pass]) -> Ran:
+        program, text, results = self.original, dump(self.original), self.expected
+        for position, pass_ in enumerate(passes):
+            where = f"{spell(pass_)}, pass {position + 1} of {len(passes)}"
+            recorder = Recorder()
+            after = run_pass(pass_, program, recorder)
+            if dump(program) != text:
+                raise VerificationError("the pass changed the Program it was given", where=where)
+            if not recorder.fired:
+                continue
+            self.ran.fired[pass_.name] += 1
+            if (now := _effects(after)) != (was := _effects(program)):
+                raise VerificationError(f"operations with an effect were {was} and are {now}", where=where)
+            self.rounding += pass_.accuracy != "bitwise"
+            found = _run(after, self.inputs, where)
+            wrong = (
+                compare(results, found, "bitwise") if pass_.accuracy == "bitwise" else self.wrong(found, self.inputs)
+            )
+            if wrong:
+                raise VerificationError(f"not {pass_.accuracy}: {wrong}\n{changes(program, after)}", where=where)
+            if pass_.accuracy == "bitwise":
+                again = Recorder()
+                run_pass(pass_, after, again, check=False)
+                if again.fired:
+                    raise VerificationError(
+                        "running the pass again fired again", where=f"{where}, at {again.fired[0][1]}"
+                    )
+            program, text, results = after, dump(after), found
+        self.ran.program = program
+        self.stages(program, results)
+        self.elsewhere(program)
+        return self.ran
+
+    def wrong(self, found: list[Any], inputs: list[Any]) -> str | None:
+        """What `compare` has against these results, given all rounding so far."""
+        before = self.expected if inputs is self.inputs else _run(self.original, inputs, "original")
+        if not self.rounding:
+            return compare(before, found, "bitwise")
+        exact = evaluate(self.original, inputs, double=True)
+        reason = compare(before, found, "rounding", exact, passes=self.rounding)
+        if reason is None:
+            return None
+        likely = spread(self.original, inputs)
+        reason = compare(before, found, "rounding", exact, passes=self.rounding, expected=likely)
+        self.ran.uncertain += reason is None
+        return reason
+
+    def stages(self, program: Program, results: list[Any]) -> None:
+        """Stages run apart give the same, also when kept ones serve other inputs of later ones."""
+        roles = _CHANGES[self.seed % len(_CHANGES)]
+        other = [
+            changed if entry.role in roles else same
+            for entry, changed, same in zip(
+                program.inputs, special(example_inputs(program, self.seed + 1), self.seed), self.inputs, strict=True
+            )
+        ]
+        kept: dict[str, Any] = {}
+        first = run_stages(program, self.inputs, kept)
+        if wrong := compare(results, first, "bitwise"):
+            raise VerificationError(f"stages run apart: {wrong}\n{dump(program)}", where="stages")
+        second = run_stages(program, other, kept, roles)
+        if wrong := compare(_run(program, other, "stages"), second, "bitwise"):
+            names = ", ".join(sorted(roles))
+            raise VerificationError(
+                f"kept stages are stale when {names} changes: {wrong}\n{dump(program)}", where="stages"
+            )
+
+    def elsewhere(self, program: Program) -> None:
+        """Values are right at other sizes than those of the example."""
+        if self.sizes is None:
+            return
+        inputs = example_inputs(self.original, self.seed, self.sizes)
+        found = _run(program, inputs, f"sizes {self.sizes}")
+        if wrong := self.wrong(found, inputs):
+            raise VerificationError(f"at sizes {self.sizes}: {wrong}\n{changes(self.original, program)}", where="sizes")
+
+
+def special(inputs: list[Any], seed: int) -> list[Any]:
+    """Inputs with some zeros of either sign among their numbers, for some seeds; for a few, with infinities and NaN."""
+    numbers = (0.0, -0.0) if seed % 4 == 0 else (float("inf"), -float("inf"), float("nan")) if seed % 16 == 1 else ()
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in inputs if numbers else ():
+        if isinstance(tensor, torch.Tensor) and tensor.dtype.is_floating_point:
+            for number in numbers:
+                share = 0.1 if number == 0 else 0.01
+                tensor[torch.rand(tensor.shape, generator=generator) < share] = number
+    return inputs
+
+
+def run_stages(
+    program: Program, inputs: Sequence[Any], kept: dict[str, Any], changed: frozenset[Role] | None = None
+) -> list[Any]:
+    """Results of the stages of a Program, run one after the other.
+
+    Parameters
+    ----------
+    kept : values that stages other than the step give, by name: filled here.
+    changed : roles of the inputs that are not as they were when `kept` was filled; stages that depend on none of them are
+        not run again. None: all are run.
+    """
+    known = dict(zip((entry.name for entry in program.inputs), inputs, strict=True))
+    results: list[Any] = []
+    for part in split(program):
+        if part.name != "step" and changed is not None and not part.stage & changed:
+            continue
+        with torch.no_grad():
+            results = list(part.module()(*(known[name] if name in known else kept[name] for name in part.reads)))
+        if part.name != "step":
+            kept |= dict(zip(part.gives, results, strict=True))
+    return results
+
+
+def _run(program: Program, inputs: Sequence[Any], where: str) -> list[Any]:
+    try:
+        return evaluate(program, inputs)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise VerificationError(f"the program cannot be run: {reason}\n{dump(program)}", where=where) from error
+
+
+def _effects(program: Program) -> list[str]:
+    return [str(node.target) for node in program.calls() if has_effect(node)]
+
+
+def _other_sizes(program: Program) -> Mapping[Any, int] | None:
+    """Numbers for the symbols in a Program's sizes, other than those of its example; None where there are none to try."""
+    symbols: dict[Any, int] = {}
+    environment: Any = None
+    for node in program.placeholders:
+        value = node.meta["val"]
+        for size in value.shape if isinstance(value, torch.Tensor) else (value,):
+            if isinstance(size, torch.SymInt) and size.node.expr.is_symbol:
+                symbols[size.node.expr], environment = size.node.hint, size.node.shape_env
+    for more in (2, 1, 4, 3, 5):
+        sizes = {symbol: number + more for symbol, number in symbols.items()}
+        if symbols and all(bool(guard.expr.subs(sizes)) for guard in environment.guards):
+            return sizes
+    return None
