@@ -5,8 +5,8 @@
 
 A seed names a graph (`graphopt.testing.random_graph`), an order of passes with their options
 (`graphopt.testing.random_sequence`) and the numbers that go in. `graphopt.testing.check_sequence` says what is checked
-after each pass and at the end. An eighth of the graphs have symbolic sizes, three eighths relations between their
-inputs, as guidance and inpainting give them.
+after each pass and at the end. A sixteenth of the graphs has symbolic sizes; three eighths have relations
+between their inputs, as guidance and inpainting give them.
 
 The run goes on where it stopped (``--state``), also after Ctrl-C. Each failure leaves a file in ``--cases``: the seed,
 the passes that are needed for it, and the smallest graph that still fails. Exit status 1 when there are any.
@@ -15,6 +15,7 @@ the passes that are needed for it, and the smallest graph that still fails. Exit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import random
@@ -35,7 +36,7 @@ import torch
 
 from graphopt.errors import GraphoptError, UsageError
 from graphopt.ir.printer import dump
-from graphopt.ir.program import Program
+from graphopt.ir.program import Program, remembering
 from graphopt.ir.rewrite import Pass, spell
 from graphopt.passes import (
     PASSES,
@@ -74,10 +75,10 @@ class Case:
 
 
 def case(seed: int) -> Case:
-    """The graph of a seed, of 10 to 26 operations, and its passes."""
+    """The graph of a seed, of 10 to 24 operations, and its passes."""
     chance = random.Random(seed)
-    kind = chance.randrange(8)
-    program = random_graph(chance.randrange, 10 + chance.randrange(17), symbolic=kind == 0, related=kind in (1, 2, 3))
+    kind = chance.randrange(16)
+    program = random_graph(chance.randrange, 10 + chance.randrange(15), symbolic=kind == 0, related=0 < kind < 7)
     return Case(seed, program, random_sequence(chance.randrange, PASSES, EAGER))
 
 
@@ -117,6 +118,7 @@ class Tally:
 def run(seed: int, folder: Path | None) -> Tally:
     """Run one seed; a failure is minimised and written to `folder`."""
     tally, start = Tally(graphs=1), time.process_time()
+    found: Case | None = None
     try:
         found = case(seed)
         tally.symbolic = any(
@@ -130,7 +132,7 @@ def run(seed: int, folder: Path | None) -> Tally:
         tally.unusable = 1
     except GraphoptError as error:
         tally.failures[str(seed)] = _first_line(error)
-        if folder is not None:
+        if folder is not None and found is not None:
             _write(folder, found, error)
     except Exception:
         tally.failures[str(seed)] = traceback.format_exc().strip().splitlines()[-1]
@@ -184,9 +186,10 @@ def _work(pipe: Connection, folder: Path) -> None:
     """A process: receives lists of seeds, answers after each seed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _settings()
-    while (seeds := pipe.recv()) is not None:
-        for seed in seeds:
-            pipe.send(run(seed, folder))
+    with contextlib.suppress(EOFError), remembering():
+        while (seeds := pipe.recv()) is not None:
+            for seed in seeds:
+                pipe.send(run(seed, folder))
 
 
 def _settings() -> None:
@@ -331,6 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{len(state.done)} of {options.graphs} graphs, {len(state.tally.failures)} failures", file=sys.stderr
             )
 
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     try:
         run_all(seeds, options.processes, options.cases, state.tally, done)
     except KeyboardInterrupt:

@@ -14,15 +14,17 @@ as one function and never holds a model alive. What is known about a node lives 
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._pytree import TreeSpec, tree_map_only
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only
 
 from graphopt.ir.shapes import RULES
 
@@ -185,8 +187,47 @@ def infer(node: fx.Node) -> Any:
     assert callable(node.target)
     args, kwargs = tree_map_only(fx.Node, val, (node.args, node.kwargs))
     mode = fake_mode(node.graph)
+    known = _inferred.get()
+    key = None if known is None else _signature(node.target, mode, args, kwargs)
+    if known is not None and key in known:
+        return known[key]
     with mode, torch.no_grad():
-        return RULES.get(node.target, node.target)(*args, **kwargs)
+        result = RULES.get(node.target, node.target)(*args, **kwargs)
+    if known is not None and key is not None:
+        known[key] = result
+    return result
+
+
+_inferred: ContextVar[dict[Any, Any] | None] = ContextVar("inferred", default=None)
+
+
+@contextlib.contextmanager
+def remembering() -> Iterator[None]:
+    """Inside, equal operations on equal fake values of one mode are inferred once.
+
+    For work on many small Programs that share a mode, where inference is most of it. Symbolic sizes are never remembered.
+    """
+    token = _inferred.set({})
+    try:
+        yield
+    finally:
+        _inferred.reset(token)
+
+
+def _signature(target: Any, mode: FakeTensorMode, args: Any, kwargs: Any) -> Any:
+    """What a fake result depends on, hashable; None where it may depend on more."""
+    leaves, spec = tree_flatten((args, kwargs))
+    found: list[Any] = []
+    for leaf in leaves:
+        if isinstance(leaf, torch.SymInt | torch.SymFloat | torch.SymBool):
+            return None
+        if isinstance(leaf, torch.Tensor):
+            if any(isinstance(size, torch.SymInt) for size in leaf.shape):
+                return None
+            found.append((leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.storage_offset()))
+        else:
+            found.append((type(leaf), leaf))
+    return target, id(mode), str(spec), tuple(found)
 
 
 def fake_mode(graph: fx.Graph) -> FakeTensorMode:

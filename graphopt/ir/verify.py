@@ -159,7 +159,7 @@ def evaluate(program: Program, inputs: Sequence[Any], *, double: bool = False) -
         inputs = tree_map_only(torch.Tensor, _double, list(inputs))
         program = _in_double(program)
     with torch.no_grad():
-        return list(fx.Interpreter(program.module(), garbage_collect_values=True).run(*inputs))
+        return list(fx.Interpreter(program.root, graph=program.graph).run(*inputs))
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
@@ -188,7 +188,7 @@ def spread(program: Program, inputs: Sequence[Any], samples: int = 4) -> list[fl
     exact = evaluate(twin, given := tree_map_only(torch.Tensor, _double, list(inputs)))
     found = [0.0] * len(exact)
     for sample in range(samples):
-        runner = _Rounded(twin.module(), torch.Generator().manual_seed(sample), kinds)
+        runner = _Rounded(twin, torch.Generator().manual_seed(sample), kinds)
         with torch.no_grad():
             results = runner.run(*given)
         for position, (off, true) in enumerate(zip(results, exact, strict=True)):
@@ -201,8 +201,8 @@ def spread(program: Program, inputs: Sequence[Any], samples: int = 4) -> list[fl
 class _Rounded(fx.Interpreter):
     """Puts every result of an operation off by a random part of its unit in the last place."""
 
-    def __init__(self, module: fx.GraphModule, generator: torch.Generator, kinds: Mapping[str, Any]) -> None:
-        super().__init__(module)
+    def __init__(self, program: Program, generator: torch.Generator, kinds: Mapping[str, Any]) -> None:
+        super().__init__(program.root, graph=program.graph)
         self.generator, self.kinds = generator, kinds
 
     def run_node(self, n: fx.Node) -> Any:

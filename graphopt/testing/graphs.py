@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import cache
 
 from graphopt.ir.program import Program
 from graphopt.ir.relations import Constant, Paired, Relation, Repeated, Unchanged, specialise
@@ -55,7 +56,12 @@ def begin(choose: Callable[[int], int], *, symbolic: bool = False) -> Grower:
     """A grower with inputs of all roles and no operations yet."""
     if symbolic:  # sizes that nothing else has
         return Grower(choose, inputs(INPUTS, {"B": 11, "T": 13}, frozenset("BT")))
-    return Grower(choose, inputs(INPUTS, {"B": (2, 4, 1)[choose(3)], "T": 6}))
+    return Grower(choose, _static((2, 4, 1)[choose(3)]).copy())
+
+
+@cache
+def _static(batch: int) -> Program:
+    return inputs(INPUTS, {"B": batch, "T": 6})
 
 
 def end(grower: Grower, *, related: bool = False) -> Program:

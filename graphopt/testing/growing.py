@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def inputs(table: Mapping[str, str], sizes: Mapping[str, int], symbols: frozense
     sizes : what the names stand for; distinct where they are symbolic.
     symbols : names whose sizes are known only when the Program runs, as dynamic dimensions of `torch.export` are.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv() if symbols else None)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()) if symbols else _static_mode()
     graph, entries = fx.Graph(), list[Input]()
     for name, text in table.items():
         role, _, rest = text.partition(" ")
@@ -53,6 +54,12 @@ def inputs(table: Mapping[str, str], sizes: Mapping[str, int], symbols: frozense
         entries.append(Input(name, known, name))
     graph.output(())
     return Program(graph, tuple(entries), name="random")
+
+
+@cache
+def _static_mode() -> FakeTensorMode:
+    """One mode for all graphs of known sizes, so that what is inferred for one holds for others."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def sizes(value: torch.Tensor) -> tuple[Any, ...]:
