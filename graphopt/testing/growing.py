@@ -98,13 +98,21 @@ class Grower:
             block(self)
 
     def finish(self) -> Program:
-        """The Program. Its results are some of the values that nothing reads, and sometimes another one."""
+        """The Program. Its results are some of the values that nothing reads, and sometimes another one.
+
+        Inputs that nothing reads are left out.
+        """
         calls = [node for node in self.values if node.op == "call_function"] or self.values
         ends = [node for node in calls if not node.users] or calls
         results = [ends[-1 - self.choose(len(ends))] for _ in range(1 + self.choose(4))]
         if self.choose(3) == 2:
             results.append(calls[self.choose(len(calls))])
         self.program.output.args = (tuple(results),)
+        for node in self.program.placeholders:
+            if not node.users:
+                self.program.graph.erase_node(node)
+        read = {node.name for node in self.program.placeholders}
+        self.program.inputs = tuple(entry for entry in self.program.inputs if entry.name in read)
         return self.program
 
     # -- choosing ------------------------------------------------------------------------------------------------------
