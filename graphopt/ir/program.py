@@ -189,13 +189,21 @@ def infer(node: fx.Node) -> Any:
     mode = fake_mode(node.graph)
     known = _inferred.get()
     key = None if known is None else _signature(node.target, mode, args, kwargs)
-    if known is not None and key in known:
-        return known[key]
+    if known is None or key is None:
+        return _infer(node.target, mode, args, kwargs)
+    if key not in known:
+        try:
+            known[key] = _infer(node.target, mode, args, kwargs)
+        except Exception as error:
+            known[key] = error
+    if isinstance(known[key], Exception):
+        raise known[key].with_traceback(None)
+    return known[key]
+
+
+def _infer(target: Any, mode: FakeTensorMode, args: Any, kwargs: Any) -> Any:
     with mode, torch.no_grad():
-        result = RULES.get(node.target, node.target)(*args, **kwargs)
-    if known is not None and key is not None:
-        known[key] = result
-    return result
+        return RULES.get(target, target)(*args, **kwargs)
 
 
 _inferred: ContextVar[dict[Any, Any] | None] = ContextVar("inferred", default=None)
@@ -205,7 +213,8 @@ _inferred: ContextVar[dict[Any, Any] | None] = ContextVar("inferred", default=No
 def remembering() -> Iterator[None]:
     """Inside, equal operations on equal fake values of one mode are inferred once.
 
-    For work on many small Programs that share a mode, where inference is most of it. Symbolic sizes are never remembered.
+    For work on many small Programs that share a mode, where inference is most of it. What has symbolic sizes is not
+    remembered.
     """
     token = _inferred.set({})
     try:

@@ -6,6 +6,7 @@ Structure is checked after every pass; numbers through `compare`, the one oracle
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -111,14 +112,15 @@ def _steps(value: Any) -> list[Any]:
 def example_inputs(program: Program, seed: int = 0, sizes: Mapping[Any, int] | None = None) -> list[Any]:
     """Seeded values for all inputs: normal for floats (weights scaled by fan-in), small integers, random booleans.
 
-    Symbolic sizes are those of the example that the Program was made of, or what `sizes` says by symbol.
+    An input of one name gets the same values whatever other inputs there are. Symbolic sizes are those of the example
+    that the Program was made of, or what `sizes` says by symbol.
     """
-    generator = torch.Generator().manual_seed(seed)
     values = []
     for node, entry in zip(program.placeholders, program.inputs, strict=True):
         if entry.name in program.constants:
             values.append(program.constants[entry.name])
         else:
+            generator = torch.Generator().manual_seed(seed ^ zlib.crc32(entry.name.encode()))
             values.append(_example(node.meta["val"], entry.role == "weight", generator, sizes or {}))
     return values
 

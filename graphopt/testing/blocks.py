@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import fx
 
-from graphopt.ir.effects import has_effect
 from graphopt.ir.program import val
-from graphopt.testing.growing import Grower, Unfit, sizes
+from graphopt.testing import operations as ops
+from graphopt.testing.growing import Grower, sizes
 
 aten = torch.ops.aten
 
@@ -28,10 +26,12 @@ INPUTS = {
 
 
 def linear(g: Grower) -> None:
+    """A linear layer."""
     g.add(aten.linear.default, g.features(), g.inputs[g.of("w_linear", "w_project")], g.of(None, g.inputs["w_bias"]))
 
 
 def feed_forward(g: Grower) -> None:
+    """Two layers with a function in between, gated or not."""
     up = g.add(aten.linear.default, g.features(), g.inputs["w_up"])
     if g.choose(2):
         up = g.add(g.of(aten.gelu, aten.silu, aten.tanh).default, up)
@@ -43,6 +43,7 @@ def feed_forward(g: Grower) -> None:
 
 
 def convolution(g: Grower) -> None:
+    """A convolution: 3×3 or 1×1, dense or depthwise, with stride and padding or without."""
     name, groups, padding = g.of(("w_conv", 1, 1), ("w_conv", 1, 0), ("w_point", 1, 0), ("w_depth", 4, 1))
     step = g.of(1, 1, 2)
     bias = g.of(None, g.inputs["w_conv_bias"])
@@ -52,6 +53,7 @@ def convolution(g: Grower) -> None:
 
 
 def norm(g: Grower) -> None:
+    """Normalisation: by layer, by root mean square, by group, or written out."""
     scale, shift = g.of((None, None), (g.inputs["w_scale"], g.inputs["w_bias"]), (g.inputs["w_scale"], None))
     kind = g.choose(4)
     if kind == 0:
@@ -69,6 +71,7 @@ def norm(g: Grower) -> None:
 
 
 def attention(g: Grower) -> None:
+    """Attention in heads, with a mask or without, and its projections."""
     query, memory = g.features(3), g.features(3)
     heads = []
     for source in (query, memory, memory):
@@ -138,6 +141,7 @@ def skip(g: Grower) -> None:
 
 
 def resampling(g: Grower) -> None:
+    """An image at another resolution, or at the same."""
     source = g.image()
     g.add(
         *g.of(
@@ -237,124 +241,15 @@ def half(g: Grower) -> None:
 
 
 def embedding(g: Grower) -> None:
+    """Rows of a table by ids."""
     g.add(aten.embedding.default, g.inputs["w_table"], g.inputs["ids"])
 
 
-def unary(g: Grower) -> None:
-    operators = aten.silu, aten.gelu, aten.tanh, aten.sin, aten.cos, aten.relu, aten.neg, aten.sigmoid
-    g.add(g.of(*operators).default, g.pick())
-
-
-def binary(g: Grower) -> None:
-    left = g.pick()
-    g.add(g.of(aten.add, aten.mul, aten.sub).Tensor, left, g.of(g.beside(left), g.beside(left), 0.5, 2))
-
-
-def identity(g: Grower) -> None:
-    source = g.pick(lambda value: value.ndim > 0 and value.dtype != torch.bool)
-    g.add(
-        *g.of(
-            (aten.clone.default, source), (aten.mul.Tensor, source, 1), (aten.div.Tensor, source, 1.0),
-            (aten.add.Tensor, source, 0), (aten.sub.Tensor, source, 0), (aten.alias.default, source),
-            (aten.pow.Tensor_Scalar, source, 1), (aten.slice.Tensor, source, 0, 0, 2**62), (aten.neg.default, source),
-            (aten._to_copy.default, source), (aten.repeat.default, source, [1] * val(source).ndim),
-            (aten.contiguous.default, source), (aten.dropout.default, source, 0.5, False), (aten.cat.default, [source]),
-        )
-    )  # fmt: skip
-
-
-def cast(g: Grower) -> None:
-    kind = g.of(torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    source = g.pick(lambda value: value.dtype != torch.bfloat16)
-    narrowed = g.add(aten._to_copy.default, source, dtype=kind)
-    if g.choose(3) == 0:
-        g.add(aten._to_copy.default, narrowed, dtype=val(source).dtype)
-
-
-def view(g: Grower) -> None:
-    source = g.pick(lambda value: value.ndim > 0)
-    rank = val(source).ndim
-    dims = [g.choose(rank), g.choose(rank)]
-    kinds: tuple[Callable[[], tuple[Any, ...]], ...] = (
-        lambda: (aten.transpose.int, source, *dims), lambda: (aten.transpose.int, source, *dims),
-        lambda: (aten.unsqueeze.default, source, dims[0]), lambda: (aten.squeeze.dim, source, dims[0]),
-        lambda: (aten.view.default, source, [-1]), lambda: (aten.view.default, source, [g.size(source, 0), -1, 8]),
-        lambda: (aten.view.default, source, [g.size(source, 0), -1, 2, 4]),
-        lambda: (aten.view.default, source, g.shape(source)), lambda: (aten.reshape.default, source, [-1, 8]),
-        lambda: (aten.expand.default, source, [2, *g.shape(source)]),
-        lambda: (aten.permute.default, source, list(range(rank))[::-1]),
-        lambda: (aten.expand.default, source, g.shape(source)), lambda: (aten.clone.default, source),
-        lambda: (aten.select.int, source, dims[0], 0), lambda: (aten.flatten.using_ints, source, 0, min(1, rank - 1)),
-    )  # fmt: skip
-    g.add(*g.of(*kinds)())
-
-
-def slices(g: Grower) -> None:
-    source = g.pick(lambda value: value.ndim > 0)
-    start = g.choose(2)
-    g.add(aten.slice.Tensor, source, g.choose(val(source).ndim), start, start + 1 + g.choose(8))
-
-
-def split(g: Grower) -> None:
-    source, dim = g.pick(lambda value: value.ndim > 1), -1 - g.choose(2)
-    if not isinstance(sizes(val(source))[dim], int):
-        raise Unfit
-    parts = g.add(*g.of((aten.split.Tensor, source, g.of(2, 4, 8), dim), (aten.chunk.default, source, 2, dim)))
-    for position in range(len(val(parts))):
-        g.add(operator.getitem, parts, position)
-
-
-def cat(g: Grower) -> None:
-    first = g.pick(lambda value: value.ndim > 0)
-    rows = sizes(val(first))[:-1]
-    others = [g.pick(lambda v: v.ndim > 0 and sizes(v)[:-1] == rows) for _ in range(g.choose(3))]
-    g.add(aten.cat.default, [first, *others], -1)
-
-
-def again(g: Grower) -> None:
-    """An operation that is there already."""
-    calls = [node for node in g.values if node.op == "call_function" and not has_effect(node)]
-    if calls:
-        node: fx.Node = calls[g.choose(len(calls))]
-        g.add(node.target, *node.args, **node.kwargs)
-
-
-def boolean(g: Grower) -> None:
-    whole = g.pick(lambda value: value.dtype in (torch.int64, torch.bool))
-    condition = g.add(aten.gt.Scalar, whole, g.choose(4))
-    if g.choose(2):
-        condition = g.add(aten.logical_not.default, condition)
-    g.add(aten.where.ScalarSelf, condition, g.choose(2), g.beside(condition))
-
-
-def integer(g: Grower) -> None:
-    whole = g.pick(lambda value: value.dtype == torch.int64)
-    operation, number = g.of((aten.mul, 1), (aten.add, 0), (aten.add, 1), (aten.sub, 0))
-    changed = g.add(operation.Tensor, whole, number)
-    if g.choose(2):
-        g.add(aten.embedding.default, g.inputs["w_table"], g.add(aten.remainder.Scalar, changed, 8))
-
-
-def constant(g: Grower) -> None:
-    source = g.pick()
-    operation, *rest = g.of(
-        (aten.arange.start, 0, 8), (aten.full.default, [2, 1, 8], 0.25), (aten.zeros_like.default, source),
-        (aten.ones_like.default, source),
-    )  # fmt: skip
-    g.add(operation, *rest, dtype=torch.float32)
-
-
-def noise(g: Grower) -> None:
-    """A random operation whose result does not depend on chance."""
-    drawn = g.add(aten.rand_like.default, g.pick())
-    g.values.remove(drawn)
-    g.add(aten.mul.Tensor, drawn, 0)
-
-
-# Those named twice are as frequent in models.
+# In the proportions in which models have them, or more where few graphs would otherwise have a use for a pass.
 BLOCKS: tuple[Callable[[Grower], None], ...] = (
-    linear, linear, unary, unary, binary, binary, binary, identity, identity, identity, view, view, view, again, again,
-    sums, sums, cast, slices, cat, split, norm, norm, convolution, convolution, scaled_layer, scaled_layer, siblings,
-    feed_forward, attention, written_attention, written_attention, half, time_embedding, modulation, image_modulation, skip, tokens, resampling,
-    update, update, repeated, repeated, mixed, mixed, mixed, embedding, boolean, integer, constant, noise,
+    linear, linear, ops.unary, ops.unary, ops.binary, ops.binary, ops.binary, ops.identity, ops.identity, ops.identity,
+    ops.view, ops.view, ops.view, ops.again, ops.again, sums, sums, ops.cast, ops.slices, ops.cat, ops.split, norm, norm,
+    convolution, convolution, scaled_layer, scaled_layer, siblings, feed_forward, attention, written_attention,
+    written_attention, half, time_embedding, modulation, image_modulation, skip, tokens, resampling, update, update,
+    repeated, repeated, mixed, mixed, mixed, embedding, ops.boolean, ops.integer, ops.constant, ops.noise,
 )  # fmt: skip

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from graphopt.errors import UsageError, VerificationError
 from graphopt.ir.driver import run_pass
@@ -20,11 +18,12 @@ _SHOWN = 60  # lines of a difference
 
 
 class Recorder(Observer):
-    """Keeps what passes did: fired matches (pass and root by name) and refusals, in order.
+    r"""Keeps what passes did: fired matches (pass and root by name) and refusals, in order.
 
     >>> from graphopt.passes import RemoveDead
+    >>> from graphopt.testing import sketch
     >>> recorder = Recorder()
-    >>> program = sketch("y = ops.aten.sin.default(x)\\nreturn (x,)", x="f32[3]").program
+    >>> program = sketch("y = ops.aten.sin.default(x)\nreturn (x,)", x="f32[3]").program
     >>> _ = run_pass(RemoveDead(), program, recorder)
     >>> recorder.fired
     [('remove_dead', 'y')]

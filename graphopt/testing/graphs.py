@@ -34,8 +34,8 @@ def random_graph(
         `graphopt.testing.programs`, whose graphs shrink.
     size : operations; a block of operations may go beyond it.
     symbolic : batch and sequence length are known only when the Program runs, as dynamic dimensions of `torch.export`.
-    related : the Program has relations in front, as `graphopt.ir.relations.specialise` puts them there: a batch of equal
-        halves, channels that stay the same from call to call, a state that does; calls that share state and time.
+    related : the Program has relations in front, as `graphopt.ir.relations.specialise` puts them there: a batch of
+        equal halves, channels that stay the same from call to call, a state that does; calls that share state and time.
 
     >>> program = random_graph(3, size=8)
     >>> len(list(program.calls())) >= 8

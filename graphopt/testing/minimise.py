@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def minimise(program: Program, fails: Callable[[Program], bool], attempts: int = 400) -> Program:
-    """Leave out what a failure does not need: results, operations, inputs, greedily and again until nothing is left to try.
+    """Leave out what a failure does not need: results, operations, inputs; greedily, until nothing is left to try.
 
     Parameters
     ----------

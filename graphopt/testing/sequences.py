@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from graphopt.ir.program import Program, Role
 from graphopt.ir.rewrite import Match, Pass, spell
 from graphopt.ir.stages import split
 from graphopt.ir.verify import compare, evaluate, example_inputs, spread
-from graphopt.testing.checks import Recorder, changes
+from graphopt.testing.checks import changes
 
 # Roles whose inputs change together from one call to the next: within a step, between steps, between requests.
 _CHANGES: tuple[frozenset[Role], ...] = (
@@ -108,8 +109,8 @@ class Ran:
     ----------
     program : after all passes.
     fired : passes by name, counted where they changed the Program.
-    uncertain : how often the original's error alone would not have allowed for the error found, and what rounding has to
-        be expected to make did (`graphopt.ir.verify.spread`).
+    uncertain : how often the original's error alone would not have allowed for the error found, but the error that
+        rounding has to be expected to make did (`graphopt.ir.verify.spread`).
     """
 
     program: Program
@@ -118,13 +119,13 @@ class Ran:
 
 
 def check_sequence(passes: Sequence[Pass], program: Program, *, seed: int = 0) -> Ran:
-    """Run passes one after the other and check after each what must hold of any pass in any order.
+    r"""Run passes one after the other and check after each what must hold of any pass in any order.
 
-    - The result is valid and has the boundary of what went in (`graphopt.ir.verify.verify`); random and other operations
-      with an effect are all there, in their order; the Program that went in is as it was.
-    - Values: a bitwise pass changes no bit of those before it; after rounding passes, values are as close to the original
-      in float64 as so many passes may leave them.
-    - A bitwise pass that runs again changes nothing.
+    - The result is valid and has the boundary of what went in (`graphopt.ir.verify.verify`); random operations, and
+      others with an effect, are all there, in their order; the Program that went in is as it was.
+    - Values: a bitwise pass changes no bit of those before it; after rounding passes, values are as close to the
+      original in float64 as so many passes may leave them (`graphopt.ir.verify.compare`).
+    - A bitwise pass that runs again finds nothing to do.
 
     And of the last Program: its stages, run one after the other, give the same bits, also where earlier stages are kept
     and only inputs of later ones change; where sizes are symbolic, values are right at other sizes too.
@@ -136,7 +137,7 @@ def check_sequence(passes: Sequence[Pass], program: Program, *, seed: int = 0) -
 
     >>> from graphopt.passes import FoldConstants, RemoveDead
     >>> from graphopt.testing import sketch
-    >>> before = sketch("a = ops.aten.sin.default(w)\\nb = ops.aten.cos.default(w)\\nreturn (a,)", w="weight f32[2]")
+    >>> before = sketch("a = ops.aten.sin.default(w)\nb = ops.aten.cos.default(w)\nreturn (a,)", w="weight f32[2]")
     >>> dict(check_sequence([FoldConstants(), RemoveDead()], before.program).fired)
     {'fold_constants': 1, 'remove_dead': 1}
     """
@@ -147,7 +148,7 @@ class _Run:
     def __init__(self, program: Program, seed: int) -> None:
         self.original, self.seed = program, seed
         self.sizes = _other_sizes(program)
-        self.inputs = special(example_inputs(program, seed), seed)
+        self.inputs = numbers(program, seed)
         try:
             self.expected = evaluate(program, self.inputs)
         except Exception as error:
@@ -156,35 +157,33 @@ class _Run:
         self.ran = Ran(program)
 
     def over(self, passes: Sequence[Pass]) -> Ran:
-        program, text, results = self.original, dump(self.original), self.expected
+        program, results = self.original, self.expected
         for position, pass_ in enumerate(passes):
             where = f"{spell(pass_)}, pass {position + 1} of {len(passes)}"
-            if not _fires(pass_, program, where):
-                continue
-            recorder = Recorder()
-            after = run_pass(pass_, program, recorder)
-            if dump(program) != text:
-                raise VerificationError("the pass changed the Program it was given", where=where)
-            self.ran.fired[pass_.name] += 1
-            if (now := _effects(after)) != (was := _effects(program)):
-                raise VerificationError(f"operations with an effect were {was} and are {now}", where=where)
-            self.rounding += pass_.accuracy != "bitwise"
-            found = _run(after, self.inputs, where)
-            wrong = (
-                compare(results, found, "bitwise") if pass_.accuracy == "bitwise" else self.wrong(found, self.inputs)
-            )
-            if wrong:
-                raise VerificationError(f"not {pass_.accuracy}: {wrong}\n{changes(program, after)}", where=where)
-            if pass_.accuracy == "bitwise":
-                if again := _fires(pass_, after, where):
-                    raise VerificationError(
-                        "running the pass again fired again", where=f"{where}, at {again.root.name}"
-                    )
-            program, text, results = after, dump(after), found
+            if _fires(pass_, program, where):
+                program, results = self.after(pass_, program, results, where)
         self.ran.program = program
         self.stages(program, results)
         self.elsewhere(program)
         return self.ran
+
+    def after(self, pass_: Pass, program: Program, results: list[Any], where: str) -> tuple[Program, list[Any]]:
+        """The Program after a pass that fires, and its results."""
+        untouched, was, bitwise = dump(program), _effects(program), pass_.accuracy == "bitwise"
+        after = run_pass(pass_, program)
+        if dump(program) != untouched:
+            raise VerificationError("the pass changed the Program it was given", where=where)
+        if (now := _effects(after)) != was:
+            raise VerificationError(f"operations with an effect were {was} and are {now}", where=where)
+        self.ran.fired[pass_.name] += 1
+        self.rounding += not bitwise
+        found = _run(after, self.inputs, where)
+        wrong = compare(results, found, "bitwise") if bitwise else self.wrong(found, self.inputs)
+        if wrong:
+            raise VerificationError(f"not {pass_.accuracy}: {wrong}\n{changes(program, after)}", where=where)
+        if bitwise and (again := _fires(pass_, after, where)):
+            raise VerificationError("running the pass again fired again", where=f"{where}, at {again.root.name}")
+        return after, found
 
     @cached_property
     def exact(self) -> list[Any]:
@@ -211,9 +210,7 @@ class _Run:
         roles = _CHANGES[self.seed % len(_CHANGES)]
         other = [
             changed if entry.role in roles else same
-            for entry, changed, same in zip(
-                program.inputs, special(example_inputs(program, self.seed + 1), self.seed), self.inputs, strict=True
-            )
+            for entry, changed, same in zip(program.inputs, numbers(program, self.seed, 1), self.inputs, strict=True)
         ]
         kept: dict[str, Any] = {}
         first = run_stages(program, self.inputs, kept)
@@ -236,13 +233,14 @@ class _Run:
             raise VerificationError(f"at sizes {self.sizes}: {wrong}\n{changes(self.original, program)}", where="sizes")
 
 
-def special(inputs: list[Any], seed: int) -> list[Any]:
-    """Inputs with some zeros of either sign among their numbers, for some seeds; for a few, with infinities and NaN."""
-    numbers = (0.0, -0.0) if seed % 4 == 0 else (float("inf"), -float("inf"), float("nan")) if seed % 16 == 1 else ()
-    generator = torch.Generator().manual_seed(seed)
-    for tensor in inputs if numbers else ():
-        if isinstance(tensor, torch.Tensor) and tensor.dtype.is_floating_point:
-            for number in numbers:
+def numbers(program: Program, seed: int, more: int = 0) -> list[Any]:
+    """Inputs for a seed, or other ones: for some seeds with zeros of either sign, for a few with infinities and NaN."""
+    inputs = example_inputs(program, seed + more)
+    special = (0.0, -0.0) if seed % 4 == 0 else (float("inf"), -float("inf"), float("nan")) if seed % 16 == 1 else ()
+    for tensor, entry in zip(inputs, program.inputs, strict=True):
+        if special and isinstance(tensor, torch.Tensor) and tensor.dtype.is_floating_point:
+            generator = torch.Generator().manual_seed(seed ^ zlib.crc32(entry.name.encode()))
+            for number in special:
                 share = 0.1 if number == 0 else 0.01
                 tensor[torch.rand(tensor.shape, generator=generator) < share] = number
     return inputs
@@ -281,11 +279,19 @@ def _run(program: Program, inputs: Sequence[Any], where: str) -> list[Any]:
 
 
 def _fires(pass_: Pass, program: Program, where: str) -> Match | None:
-    """The first place where a pass would fire, if any; to look takes no copy of the Program."""
+    """The first place where a pass would fire, if any; looking takes no copy of the Program."""
     try:
-        return next((match for match in pass_.find(program) if pass_.legal(program, match) is None), None)
+        for match in pass_.find(program):
+            refusal = pass_.legal(program, match)
+            if refusal is None:
+                return match
+            if refusal.node.graph is not program.graph or not refusal.reason:
+                raise VerificationError("a refusal needs a reason and a node of the program", where=where)
+    except PassError:
+        raise
     except Exception as error:
         raise PassError(f"the pass raised {type(error).__name__}: {error}\n{dump(program)}", where=where) from error
+    return None
 
 
 def _effects(program: Program) -> list[str]:
