@@ -5,8 +5,8 @@
 
 A seed names a graph (`graphopt.testing.random_graph`), an order of passes with their options
 (`graphopt.testing.random_sequence`) and the numbers that go in. `graphopt.testing.check_sequence` says what is checked
-after each pass and at the end. One graph in 32 has symbolic sizes; three eighths have relations
-between their inputs, as guidance and inpainting give them.
+after each pass and at the end. One graph in 32 has symbolic sizes; three in eight have relations between their inputs,
+as guidance and inpainting give them.
 
 The run goes on where it stopped (``--state``), also after Ctrl-C. Each failure leaves a file in ``--cases``: the seed,
 the passes that are needed for it, and the smallest graph that still fails. Exit status 1 when there are any.
@@ -219,7 +219,7 @@ class _Worker:
 def run_all(seeds: Sequence[int], processes: int, folder: Path, tally: Tally, done: Any) -> None:
     """Run seeds on several processes; one that dies counts as a failure of the seed at hand."""
     rest = list(reversed(seeds))
-    workers = [_Worker(folder) for _ in range(processes)]
+    workers = [_Worker(folder) for _ in range(min(processes, -(-len(rest) // _CHUNK)))]
     busy: dict[Any, _Worker] = {}
 
     def feed(worker: _Worker) -> None:
@@ -262,9 +262,7 @@ class _State:
         if path.exists():
             kept = json.loads(path.read_text())
             if kept["seed"] != first:
-                raise SystemExit(
-                    f"{path} belongs to a run from seed {kept['seed']}: remove it, or name another --state"
-                )
+                raise SystemExit(f"{path} is of a run from seed {kept['seed']}: remove it, or name another --state")
             self.done = {seed for low, high in kept["done"] for seed in range(low, high)}
             self.tally = Tally(**{**kept["tally"], "fired": Counter(kept["tally"]["fired"])})
 
@@ -284,8 +282,8 @@ def table(tally: Tally) -> str:
     """Counts as Markdown."""
     usable = tally.graphs - tally.unusable
     lines = [
-        f"{tally.graphs} graphs ({tally.symbolic} with symbolic sizes), {tally.operations / max(1, usable):.1f} operations "
-        f"each; {tally.passes} passes run; {tally.seconds / max(1, tally.graphs):.3f} s of one core per graph",
+        f"{tally.graphs} graphs ({tally.symbolic} with symbolic sizes), {tally.operations / max(1, usable):.1f} "
+        f"operations each; {tally.passes} passes run; {tally.seconds / max(1, tally.graphs):.3f} s of one core a graph",
         f"wrong results or crashes: {len(tally.failures)}; graphs that torch could not run: {tally.unusable}; results "
         f"judged by expected rounding: {tally.uncertain}",
         "",

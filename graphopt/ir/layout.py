@@ -48,8 +48,8 @@ def has_symbols(value: Any) -> bool:
 def refresh(program: Program, changed: Iterable[fx.Node]) -> None:
     """Infer the values of `changed` nodes and of all that follows, as far as strides differ from what was recorded.
 
-    Where a `view` would need strides that are no longer there it becomes a `reshape`. An operation that is less exact on
-    other strides reads a copy with those it had. So is a result of the Program returned whose strides changed.
+    Where a `view` would need strides that are no longer there it becomes a `reshape`. A group norm reads a copy with the
+    strides there were; a result of the Program whose strides changed is returned as such a copy.
 
     Raises
     ------

@@ -47,8 +47,9 @@ def verify(before: Program, after: Program) -> None:
     """Raise VerificationError unless `after` is well formed and has the boundary of `before`.
 
     Checked: graph lint; the same inputs in the same order with the same roles (constants may be added); the same number
-    of results with the same shapes, dtypes and strides; for every node made or changed by the last pass, that the
-    recorded shape and dtype are what the operation really gives; placements that respect dependence.
+    of results with the same shapes, dtypes and strides; for every node made or changed by the last pass, and every node
+    that reads another value than before, that the recorded shape and dtype are what the operation really gives;
+    placements that respect dependence.
     """
     try:
         after.graph.lint()
@@ -64,8 +65,9 @@ def verify(before: Program, after: Program) -> None:
             raise VerificationError(
                 f"a result changed from {_signature(old)} to {_signature(new)}", where=f"after pass '{after.rule}'"
             )
+    read = {node.name: _reads(node) for node in before.calls()}
     for node in after.calls():
-        _check_value(node, after.rule)
+        _check_value(node, after.rule, _reads(node) != read.get(node.name))
     check_placements(after)
 
 
@@ -74,13 +76,18 @@ def _signature(node: fx.Node | None) -> Any:
     return (tuple(value.shape), value.dtype, tuple(value.stride())) if isinstance(value, torch.Tensor) else type(value)
 
 
-def _check_value(node: fx.Node, rule: str) -> None:
+def _reads(node: fx.Node) -> list[str]:
+    return [source.name for source in node.all_input_nodes]
+
+
+def _check_value(node: fx.Node, rule: str, moved: bool) -> None:
     """Recorded metadata must be what the operator's own shape rule gives (for nodes of the pass just run)."""
     if "val" not in node.meta:
         raise VerificationError("node has no recorded value", where=f"{node.name}, after pass '{rule}'",
                                 hint="create nodes with Program.call, which infers it")  # fmt: skip
     changed = (node, *node.all_input_nodes)  # a reader of a changed node may have been given another shape
-    if node.meta.get("opaque") or not any(rule in entry.meta.get("rules", ()) for entry in changed):
+    touched = moved or any(rule in entry.meta.get("rules", ()) for entry in changed)
+    if node.meta.get("opaque") or not touched:
         return
     actual, recorded = infer(node), node.meta["val"]
     if isinstance(actual, torch.Tensor) and (

@@ -16,7 +16,8 @@ make them at random; `check_pass` checks one pass, `check_sequence` passes in an
 from graphopt.testing.checks import Checked, Recorder, check_pass
 from graphopt.testing.graphs import random_graph
 from graphopt.testing.minimise import minimise
-from graphopt.testing.sequences import Ran, check_sequence, random_sequence
+from graphopt.testing.orders import random_sequence
+from graphopt.testing.sequences import Ran, check_sequence
 from graphopt.testing.sketches import Traced, sketch, trace
 from graphopt.testing.strategies import programs
 

@@ -248,8 +248,8 @@ def embedding(g: Grower) -> None:
 # In the proportions in which models have them, or more where few graphs would otherwise have a use for a pass.
 BLOCKS: tuple[Callable[[Grower], None], ...] = (
     linear, linear, ops.unary, ops.unary, ops.binary, ops.binary, ops.binary, ops.identity, ops.identity, ops.identity,
-    ops.view, ops.view, ops.view, ops.again, ops.again, sums, sums, ops.cast, ops.slices, ops.cat, ops.split, norm, norm,
-    convolution, convolution, scaled_layer, scaled_layer, siblings, feed_forward, attention, written_attention,
+    ops.view, ops.view, ops.view, ops.again, ops.again, sums, sums, ops.cast, ops.slices, ops.cat, ops.split, norm,
+    norm, convolution, convolution, scaled_layer, scaled_layer, siblings, feed_forward, attention, written_attention,
     written_attention, half, time_embedding, modulation, image_modulation, skip, tokens, resampling, update, update,
     repeated, repeated, mixed, mixed, mixed, embedding, ops.boolean, ops.integer, ops.constant, ops.noise,
 )  # fmt: skip
