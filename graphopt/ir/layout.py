@@ -48,12 +48,13 @@ def has_symbols(value: Any) -> bool:
 def refresh(program: Program, changed: Iterable[fx.Node]) -> None:
     """Infer the values of `changed` nodes and of all that follows, as far as strides differ from what was recorded.
 
-    Where a `view` would need strides that are no longer there it becomes a `reshape`. A group norm reads a copy with the
-    strides there were; a result of the Program whose strides changed is returned as such a copy.
+    Where a `view` would need strides that are no longer there it becomes a `reshape`. A group norm reads a copy with
+    the strides there were; a result of the Program whose strides changed is returned as such a copy.
 
     Raises
     ------
-    PassError : an operation reads the strides that changed.
+    PassError : an operation reads the strides that changed, or a result cannot be given its strides back because sizes
+        are symbolic.
     """
     stale = set(changed)
     for node in program.nodes:
@@ -100,6 +101,8 @@ def _restore(program: Program, node: fx.Node, before: torch.Tensor) -> None:
     fitting = [entry for entry in formats if before.is_contiguous(memory_format=entry)]
     if fitting:
         result = program.call(aten.clone.default, node, memory_format=fitting[0], **here)
+    elif has_symbols(before):
+        raise PassError("a result whose sizes are symbolic would have other strides", where=node.name)
     else:  # part of a larger tensor, or expanded: written into memory of its extent
         result, once = node, list(sizes)
         for dim, step in enumerate(steps):

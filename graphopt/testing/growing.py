@@ -64,7 +64,8 @@ def _static_mode() -> FakeTensorMode:
 
 def sizes(value: torch.Tensor) -> tuple[Any, ...]:
     """Sizes that compare without a guard: ints, and the texts of symbolic ones."""
-    return tuple(str(size.node.expr) if isinstance(size, torch.SymInt) else size for size in value.shape)
+    found: list[Any] = list(value.shape)
+    return tuple(str(size.node.expr) if isinstance(size, torch.SymInt) else size for size in found)
 
 
 def hint(size: Any) -> int:

@@ -100,7 +100,7 @@ def _instead(program: Program, node: fx.Node) -> Iterator[Program]:
             if has_effect(node) or any(isinstance(size, torch.SymInt) for size in val(node).shape):
                 continue
             known = stages(program)[node]
-            role: Role = next((r for r in ("state", "time", "condition") if r in known), "weight")  # type: ignore[misc]
+            role: Role = next((r for r in ("state", "time", "condition") if r in known), "weight")
             with copy.graph.inserting_before(copy.placeholders[0] if copy.placeholders else old):
                 new = copy.graph.placeholder(f"in_{node.name}")
             new.meta["val"] = val(node)

@@ -34,7 +34,8 @@ def programs(size: int = 16, *, symbolic: bool | None = False, related: bool | N
     ...     check_pass(SimplifyViews(), program, seeds=1)
     >>> test_my_pass()
     """
-    return _strategy()(size, symbolic, related)
+    drawn: SearchStrategy[Program] = _strategy()(size, symbolic, related)
+    return drawn
 
 
 @cache

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import fuzz
+from graphopt.errors import UsageError
 from graphopt.passes import FoldConstants, RemoveDead, SimplifyIdentities
 from graphopt.testing import Ran, sketch
 
@@ -76,7 +77,7 @@ def test_a_process_that_dies_is_a_failure(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_unusable_graphs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def unusable(*args: object, **options: object) -> Ran:
-        raise fuzz.UsageError("the program cannot be run")
+        raise UsageError("the program cannot be run")
 
     monkeypatch.setattr(fuzz, "check_sequence", unusable)
     assert fuzz.run(1, None).unusable == 1

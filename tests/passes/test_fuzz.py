@@ -98,3 +98,16 @@ def test_group_norm_reads_plain_copies_of_packed_convolutions() -> None:
         x="f32[64, 4, 1, 1]", w="weight f32[4, 1, 3, 3]", b="weight f32[4]",
     )  # fmt: skip
     assert check_pass(PackWeights(min_flops=0), before.program, seeds=8).fired == 1
+
+
+def test_views_of_unknown_size_that_leave_keep_layers_apart() -> None:
+    program = inputs({"c": "condition f32[B, 5, 8]", "w": "weight f32[8, 8]"}, {"B": 11}, frozenset("B"))
+    grower = Grower(lambda bound: 0, program)
+    layers = [grower.add(torch.ops.aten.linear.default, *program.placeholders) for _ in range(2)]
+    views = [grower.add(torch.ops.aten.transpose.int, layer, 1, 2) for layer in layers]
+    program.output.args = (tuple(views),)
+    (reason,) = check_pass(MergeLinears(), program).reasons
+    assert reason.startswith("a view of the result leaves the program")
+    ends = [grower.add(torch.ops.aten.silu.default, view) for view in views]
+    program.output.args = (tuple(ends),)
+    assert check_sequence([MergeLinears()], program).fired == {"merge_linears": 1}
