@@ -14,7 +14,7 @@ from graphopt.ir.printer import dump, parse
 from graphopt.ir.program import Program, remembering
 from graphopt.ir.rewrite import Pass
 from graphopt.ir.stages import placement, stage_name
-from graphopt.passes import PASSES, FoldConstants, Hoist, MergeLinears, PackWeights
+from graphopt.passes import PASSES, FoldConstants, FuseAttention, Hoist, MergeLinears, PackWeights
 from graphopt.testing import check_pass, check_sequence, programs, random_sequence, sketch
 from graphopt.testing.growing import Grower, inputs
 
@@ -111,3 +111,18 @@ def test_views_of_unknown_size_that_leave_keep_layers_apart() -> None:
     ends = [grower.add(torch.ops.aten.silu.default, view) for view in views]
     program.output.args = (tuple(ends),)
     assert check_sequence([MergeLinears()], program).fired == {"merge_linears": 1}
+
+
+def test_masks_wider_than_the_scores_are_no_masks() -> None:
+    before = sketch(
+        """
+        scores = ops.aten.matmul.default(q, k)
+        masked = ops.aten.add.Tensor(scores, k)
+        softmax = ops.aten.softmax.int(masked, -1)
+        mixed = ops.aten.matmul.default(softmax, q)
+        return (mixed,)
+        """,
+        q="f32[4, 1, 8]", k="f32[4, 8, 1]",
+    )  # fmt: skip
+    reasons = check_pass(FuseAttention(min_bytes=0), before.program).reasons
+    assert reasons == ["a mask has queries or keys that the scores lack"]
