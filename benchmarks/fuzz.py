@@ -8,7 +8,7 @@ A seed names a graph (`graphopt.testing.random_graph`), an order of passes with 
 after each pass and at the end. One graph in 32 has symbolic sizes; three in eight have relations between their inputs,
 as guidance and inpainting give them.
 
-The run goes on where it stopped (``--state``), also after Ctrl-C. Each failure leaves a file in ``--cases``: the seed,
+The run goes on where it stopped (``--state``), also after Ctrl-C, and tries what failed again. Each failure leaves a file in ``--cases``: the seed,
 the passes that are needed for it, and the smallest graph that still fails. Exit status 1 when there are any.
 """
 
@@ -254,7 +254,10 @@ def run_all(seeds: Sequence[int], processes: int, folder: Path, tally: Tally, do
 
 
 class _State:
-    """The seeds that were run and the counts, in a file that is replaced as a whole."""
+    """The seeds that were run and the counts, in a file that is replaced as a whole.
+
+    Those that failed are run again by whoever reads it.
+    """
 
     def __init__(self, path: Path, first: int) -> None:
         self.path, self.first = path, first
@@ -265,6 +268,9 @@ class _State:
                 raise SystemExit(f"{path} is of a run from seed {kept['seed']}: remove it, or name another --state")
             self.done = {seed for low, high in kept["done"] for seed in range(low, high)}
             self.tally = Tally(**{**kept["tally"], "fired": Counter(kept["tally"]["fired"])})
+            self.done -= set(map(int, self.tally.failures))
+            self.tally.graphs -= len(self.tally.failures)
+            self.tally.failures = {}
 
     def save(self) -> None:
         ranges: list[list[int]] = []
