@@ -1,6 +1,6 @@
 """Random graphs through every pass in random legal orders: wrong results and crashes, counted. There should be none.
 
-    python -m benchmarks.fuzz --graphs 20000 --seed 0 --processes 2      (40 minutes)
+    python -m benchmarks.fuzz --graphs 20000 --seed 0 --processes 2      (20 minutes to two hours)
     python -m benchmarks.fuzz --only 1234                                 one seed, as the run above had it
 
 A seed names a graph (`graphopt.testing.random_graph`), an order of passes with their options
@@ -8,8 +8,9 @@ A seed names a graph (`graphopt.testing.random_graph`), an order of passes with 
 after each pass and at the end. One graph in 32 has symbolic sizes; three in eight have relations between their inputs,
 as guidance and inpainting give them.
 
-The run goes on where it stopped (``--state``), also after Ctrl-C, and tries what failed again. Each failure leaves a file in ``--cases``: the seed,
-the passes that are needed for it, and the smallest graph that still fails. Exit status 1 when there are any.
+The run goes on where it stopped (``--state``), also after Ctrl-C, and tries what failed again. Each failure leaves a
+file in ``--cases``: the seed, the passes that are needed for it, and the smallest graph that still fails. Exit status 1
+when there are any.
 """
 
 from __future__ import annotations
