@@ -117,6 +117,8 @@ def _scores(node: Any, found: Written) -> Written | None:
     if node.target in _PRODUCTS:
         if bound.get("beta", 0) != 0:
             found = _with_mask(found, node, bound["self"], reason=None if bound["beta"] == 1 else "a mask is scaled")
+        if found.masked is not None and shape(found.masked)[-2:] != shape(node)[-2:]:
+            found = replace(found, reason=found.reason or "a mask has queries or keys that the scores lack")
         return replace(found, scale=found.scale * bound.get("alpha", 1))
     if _passes_on(node):
         return _scores(node.all_input_nodes[0], found)

@@ -11,6 +11,7 @@ import networkx
 from graphopt.errors import GraphoptError, PassError
 from graphopt.ir.program import Program
 from graphopt.ir.rewrite import Match, Observer, Pass, spell
+from graphopt.ir.stages import settle
 from graphopt.ir.verify import Verification
 
 _MAX_SWEEPS = 32
@@ -92,6 +93,8 @@ def run_pass(pass_: Pass, program: Program, observer: Observer | None = None, *,
                 elif refusal.node.name not in refused:
                     refused.add(refusal.node.name)
                     observer.refuses(pass_, refusal)
+            if fired > before_sweep:
+                settle(after)
             if fired == before_sweep or not pass_.repeat:
                 break
         if fired:

@@ -24,6 +24,10 @@ STRIDE_READERS = frozenset(
 )
 
 
+# Their kernel for channels-last inputs forms variances as E[x²] − E[x]², which cancels where the mean is not near 0.
+_EXACT_ONLY_PLAIN = frozenset({aten.group_norm.default, aten.native_group_norm.default})
+
+
 def strides(value: Any) -> Any:
     """Shape, strides and dtype of a (fake) tensor, of each tensor in a sequence; anything else as it is."""
     if isinstance(value, list | tuple):
@@ -44,12 +48,13 @@ def has_symbols(value: Any) -> bool:
 def refresh(program: Program, changed: Iterable[fx.Node]) -> None:
     """Infer the values of `changed` nodes and of all that follows, as far as strides differ from what was recorded.
 
-    Where a `view` would need strides that are no longer there it becomes a `reshape`. A result of the Program whose
-    strides changed is returned as a copy with the strides it had.
+    Where a `view` would need strides that are no longer there it becomes a `reshape`. A group norm reads a copy with
+    the strides there were; a result of the Program whose strides changed is returned as such a copy.
 
     Raises
     ------
-    PassError : an operation reads the strides that changed.
+    PassError : an operation reads the strides that changed, or a result cannot be given its strides back because sizes
+        are symbolic.
     """
     stale = set(changed)
     for node in program.nodes:
@@ -58,12 +63,23 @@ def refresh(program: Program, changed: Iterable[fx.Node]) -> None:
         if node.target in STRIDE_READERS:
             raise PassError(f"{node.target} reads the strides that the rewrite changes", where=node.name)
         before = node.meta["val"]
+        if node.target in _EXACT_ONLY_PLAIN and _turned(node, before):
+            source = node.all_input_nodes[0]
+            copy = program.call(aten.clone.default, source, before=node, memory_format=torch.contiguous_format)
+            node.replace_input_with(source, copy)
         after = _infer_layout(program, node)
         if strides(before) != strides(after):
             node.meta["val"] = after
             stale.update(node.users)
             if program.output in node.users:
                 _restore(program, node, before)
+
+
+def _turned(node: fx.Node, before: Any) -> bool:
+    """Whether the first argument of a node is channels-last now; `before` says how results were laid out so far."""
+    source = node.all_input_nodes[0].meta["val"]
+    first = before[0] if isinstance(before, list | tuple) else before
+    return is_channels_last(source) and source.stride() != first.stride() and first.is_contiguous()
 
 
 def _infer_layout(program: Program, node: fx.Node) -> Any:
@@ -85,6 +101,8 @@ def _restore(program: Program, node: fx.Node, before: torch.Tensor) -> None:
     fitting = [entry for entry in formats if before.is_contiguous(memory_format=entry)]
     if fitting:
         result = program.call(aten.clone.default, node, memory_format=fitting[0], **here)
+    elif has_symbols(before):
+        raise PassError("a result whose sizes are symbolic would have other strides", where=node.name)
     else:  # part of a larger tensor, or expanded: written into memory of its extent
         result, once = node, list(sizes)
         for dim, step in enumerate(steps):

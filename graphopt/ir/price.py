@@ -221,18 +221,18 @@ def _below(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def hints_of(program: Program) -> dict[Any, int]:
+def hints_of(program: Program) -> dict[Any, sympy.Integer]:
     """Symbolic sizes → the sizes of the example inputs."""
-    found: dict[Any, int] = {}
+    found: dict[Any, sympy.Integer] = {}
     for node in program.placeholders:
         value = val(node)
         for size in value.shape if isinstance(value, torch.Tensor) else (value,):
             if isinstance(size, torch.SymInt) and size.node.hint is not None:
-                found[size.node.expr] = size.node.hint
+                found[size.node.expr] = sympy.Integer(size.node.hint)
     return found
 
 
-def number(amount: Any, hints: Mapping[Any, int]) -> int:
+def number(amount: Any, hints: Mapping[Any, sympy.Integer]) -> int:
     """An int of an amount that may be symbolic; a size that `hints` lacks counts as 1."""
     if isinstance(amount, sympy.Basic):
         amount = amount.xreplace(dict(hints))

@@ -14,15 +14,17 @@ as one function and never holds a model alive. What is known about a node lives 
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._pytree import TreeSpec, tree_map_only
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only
 
 from graphopt.ir.effects import has_effect
 from graphopt.ir.shapes import RULES
@@ -196,8 +198,56 @@ def infer(node: fx.Node) -> Any:
     assert callable(node.target)
     args, kwargs = tree_map_only(fx.Node, val, (node.args, node.kwargs))
     mode = fake_mode(node.graph)
+    known = _inferred.get()
+    key = None if known is None else _signature(node.target, mode, args, kwargs)
+    if known is None or key is None:
+        return _infer(node.target, mode, args, kwargs)
+    if key not in known:
+        try:
+            known[key] = _infer(node.target, mode, args, kwargs)
+        except Exception as error:
+            known[key] = error
+    if isinstance(known[key], Exception):
+        raise known[key].with_traceback(None)
+    return known[key]
+
+
+def _infer(target: Any, mode: FakeTensorMode, args: Any, kwargs: Any) -> Any:
     with mode, torch.no_grad():
-        return RULES.get(node.target, node.target)(*args, **kwargs)
+        return RULES.get(target, target)(*args, **kwargs)
+
+
+_inferred: ContextVar[dict[Any, Any] | None] = ContextVar("inferred", default=None)
+
+
+@contextlib.contextmanager
+def remembering() -> Iterator[None]:
+    """Inside, equal operations on equal fake values of one mode are inferred once.
+
+    For work on many small Programs that share a mode, where inference is most of it. What has symbolic sizes is not
+    remembered.
+    """
+    token = _inferred.set({})
+    try:
+        yield
+    finally:
+        _inferred.reset(token)
+
+
+def _signature(target: Any, mode: FakeTensorMode, args: Any, kwargs: Any) -> Any:
+    """What a fake result depends on, hashable; None where it may depend on more."""
+    leaves, spec = tree_flatten((args, kwargs))
+    found: list[Any] = []
+    for leaf in leaves:
+        if isinstance(leaf, torch.SymInt | torch.SymFloat | torch.SymBool):
+            return None
+        if isinstance(leaf, torch.Tensor):
+            if any(isinstance(size, torch.SymInt) for size in leaf.shape):
+                return None
+            found.append((leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.storage_offset()))
+        else:
+            found.append((type(leaf), leaf))
+    return target, id(mode), str(spec), tuple(found)
 
 
 def fake_mode(graph: fx.Graph) -> FakeTensorMode:

@@ -101,6 +101,18 @@ class Part:
         return fx.GraphModule(self.root, self.graph, class_name=f"Stage_{self.name}")
 
 
+def settle(program: Program) -> None:
+    """Place nodes without a placement that are read in an earlier stage than the step: in the latest that will do.
+
+    A pass that rewrites a node of an earlier stage makes new ones in front of it; they belong where that node is.
+    """
+    for node in reversed(program.graph.nodes):
+        if node.op == "call_function" and "placement" not in node.meta:
+            early = STEP.intersection(*(placement(user) for user in node.users if user.op == "call_function"))
+            if early != STEP:
+                node.meta["placement"] = early
+
+
 def check_placements(program: Program) -> None:
     """Raise VerificationError where a node is placed earlier than a value it reads can be known."""
     known = stages(program)
@@ -110,8 +122,11 @@ def check_placements(program: Program) -> None:
         placed = placement(node)
         late = [source for source in node.all_input_nodes if not _available(program, source) <= placed]
         if not known[node] <= placed or (late and placed != STEP):
+            depends = f"depends on '{stage_name(known[node])}'"
+            if known[node] <= placed:
+                depends = f"reads '{late[0].name}' of '{stage_name(_available(program, late[0]))}'"
             raise VerificationError(
-                f"node is placed in stage '{stage_name(placed)}' but depends on '{stage_name(known[node])}'",
+                f"node is placed in stage '{stage_name(placed)}' but {depends}",
                 where=f"{node.name} ({node.meta.get('source', 'unknown source')})",
                 hint="a placement must contain the stage of the node and the placements of what it reads",
             )

@@ -34,6 +34,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from ..ir.alias import shared_results
 from ..ir.cost import node_cost
 from ..ir.layout import has_symbols, refresh
 from ..ir.program import Program, bind, dtype, shape, val
@@ -80,6 +81,8 @@ class MergeLinears(Pass):
                 reason = "a weight is computed after the first of the layers"
             elif program.output in node.users:
                 reason = "the result leaves the program, which a slice of a larger tensor may not"
+            elif has_symbols(val(node)) and shared_results(program, node):
+                reason = "a view of the result leaves the program, with strides that take sizes unknown until it runs"
             elif any(user.target in _PRODUCTS for user in node.users):
                 reason = "a matrix product reads the result: it would copy the slice"
             if reason:

@@ -24,6 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..errors import UsageError
 from ..ir.price import Price, plan
 from ..ir.program import Program
 from ..ir.rewrite import Match, Pass, Refusal
@@ -47,6 +48,10 @@ class Tabulate(Pass):
     dispatch_bytes: int = 32 << 10
 
     repeat: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UsageError(f"a schedule has at least one timestep, not steps={self.steps}", where=self.name)
 
     def find(self, program: Program) -> Iterable[Match]:
         price = Price(self.max_bytes, self.steps, self.flops_per_byte, self.dispatch_bytes)

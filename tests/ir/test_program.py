@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from graphopt.ir.printer import dump
-from graphopt.ir.program import bind
+from graphopt.ir.program import bind, infer, remembering
 from graphopt.ir.stages import SCHEDULE, STEP, check_placements, placement
 from graphopt.testing import sketch
 
@@ -59,3 +60,17 @@ def test_bind_fills_in_defaults() -> None:
     ).program
     (node,) = program.calls()
     assert bind(node) == {"self": program.placeholders[0], "dim": [0], "keepdim": False, "dtype": torch.float64}
+
+
+def test_inference_is_remembered_inside_and_fails_alike() -> None:
+    program = sketch("y = ops.aten.sin.default(x)\nreturn (y,)", x="f32[2, 3]").program
+    (sine,) = program.calls()
+    with remembering():
+        first = infer(sine)
+        assert infer(sine) is first
+        assert infer(program.call(torch.ops.aten.add.Tensor, sine, 1, before=program.output)).dtype == torch.float32
+        assert program.call(torch.ops.aten.add.Tensor, sine, 1.0, before=program.output).meta["val"] is not first
+        for _ in range(2):
+            with pytest.raises(RuntimeError):
+                program.call(torch.ops.aten.view.default, sine, [5], before=program.output)
+    assert infer(sine) is not first

@@ -6,7 +6,18 @@ from torch import fx
 
 from graphopt.errors import VerificationError
 from graphopt.ir.program import Program
-from graphopt.ir.stages import REQUEST, SCHEDULE, STEP, WEIGHTS, check_placements, split, stage_name, stages
+from graphopt.ir.stages import (
+    REQUEST,
+    SCHEDULE,
+    STEP,
+    WEIGHTS,
+    check_placements,
+    placement,
+    settle,
+    split,
+    stage_name,
+    stages,
+)
 from graphopt.ir.verify import example_inputs
 from graphopt.testing import sketch
 
@@ -118,6 +129,18 @@ def test_checks_placements(node: str, stage: frozenset[str]) -> None:
     found[node].meta["placement"] = stage
     with pytest.raises(VerificationError, match="is placed in stage"):
         check_placements(program)
+
+
+def test_settling_places_new_nodes_with_their_readers() -> None:
+    program = staged()
+    found = {node.name: node for node in program.nodes}
+    for name in ("fold", "row"):  # read by one of the request, and by one of the schedule
+        del found[name].meta["placement"]
+    with pytest.raises(VerificationError, match="placed in stage 'request' but reads 'fold' of 'step'"):
+        check_placements(program)
+    settle(program)
+    check_placements(program)
+    assert [placement(found[name]) for name in ("fold", "row", "mul")] == [REQUEST, SCHEDULE, STEP]
 
 
 def test_a_shape_reader_of_state_stays_where_the_state_is() -> None:

@@ -8,8 +8,9 @@ import torch
 from graphopt.errors import VerificationError
 from graphopt.ir.program import Input, Program
 from graphopt.ir.stages import WEIGHTS
-from graphopt.ir.verify import compare, evaluate, example_inputs, verify
+from graphopt.ir.verify import compare, evaluate, example_inputs, spread, verify
 from graphopt.testing import sketch
+from graphopt.testing.growing import inputs as inputs_of
 
 aten = torch.ops.aten
 
@@ -124,6 +125,42 @@ def test_rounding_allows_what_the_original_errs() -> None:
     assert compare([was], [was + 1e-7], "rounding", [exact]) is None
     assert compare([was], [was + 1e-4], "rounding", [exact]) is not None
     assert compare([was], [was * float("inf")], "rounding", [exact]) is not None
+
+
+def test_rounding_of_several_passes_adds() -> None:
+    exact = torch.linspace(0.1, 1, 8, dtype=torch.float64)
+    was, off = exact.float() + 1e-5, exact.float() + 6e-5
+    assert compare([was], [off], "rounding", [exact]) is not None
+    assert compare([was], [off], "rounding", [exact], passes=2) is None
+    assert compare([exact.float()], [off], "rounding", [exact], passes=2) is not None
+    assert compare([exact.float()], [off], "rounding", [exact], expected=[2e-5]) is None
+
+
+def test_spread_is_the_error_of_an_ill_conditioned_result() -> None:
+    body = "big = ops.aten.add.Tensor(x, 1000.0)\nback = ops.aten.sub.Tensor(big, 1000.0)\nreturn (back, x, n)"
+    program = sketch(body, x="f32[64]", n="i64[2]").program
+    inputs = example_inputs(program)
+    (result, *_), (exact, *_) = evaluate(program, inputs), evaluate(program, inputs, double=True)
+    ill, *rest = spread(program, inputs)
+    was = float((result.double() - exact).abs().max())
+    assert was / 4 < ill < 16 * was
+    assert rest == [0.0, 0.0]
+
+
+def test_example_inputs_bind_no_symbol() -> None:
+    program = inputs_of({"x": "state f32[B, 8]"}, {"B": 11}, frozenset("B"))
+    (value,) = example_inputs(program)
+    (size, _) = program.placeholders[0].meta["val"].shape
+    assert value.shape == (11, 8)
+    assert size.node.expr.is_symbol
+    (value,) = example_inputs(program, sizes={size.node.expr: 3})
+    assert value.shape == (3, 8)
+    assert size.node.expr.is_symbol
+
+
+def test_an_input_has_the_same_values_beside_other_ones() -> None:
+    one, two = (sketch("return (x,)", **more, x="f32[5]").program for more in ({}, {"w": "weight f32[3]"}))
+    assert torch.equal(example_inputs(one)[0], example_inputs(two)[1])
 
 
 def test_evaluates_in_double() -> None:

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from graphopt.ir.program import Program, bind
 from graphopt.ir.stages import REQUEST
 from graphopt.passes import FuseAttention, SimplifyViews
-from graphopt.testing import Traced, check_pass, sketch, trace
+from graphopt.testing import Traced, check_pass, programs, sketch, trace
 from tests.goldens import Golden
-from tests.passes.test_fuzz import graphs
 
 aten = torch.ops.aten
 EVERY = FuseAttention(min_bytes=0)
@@ -172,7 +171,7 @@ def test_any_attention(
     assert check_pass(EVERY, written(q, k, v, weights).program).fired == 1
 
 
-@given(program=graphs())
+@given(program=programs())
 def test_random_graphs(program: Program) -> None:
     check_pass(EVERY, program, seeds=1)
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pytest
+
+from graphopt.errors import UsageError
 from graphopt.ir.stages import placement, stage_name
 from graphopt.passes import Tabulate
 from graphopt.testing import Traced, check_pass, sketch
@@ -64,3 +67,8 @@ def test_refuses_what_is_cheaper_to_recompute() -> None:
     """
     checked = check_pass(Tabulate(dispatch_bytes=0), sketch(body, x="f32[10, 8]", t="time f32[8]").program)
     assert checked.reasons[-1] == "keeping it takes 320 bytes and saves the work of moving 32"
+
+
+def test_a_schedule_has_timesteps() -> None:
+    with pytest.raises(UsageError, match="at least one timestep, not steps=0"):
+        Tabulate(steps=0)
