@@ -65,7 +65,7 @@ def _is_imported(name: str) -> bool:
     return bool(re.fullmatch(r"[\w.]+:[\w.]+", name))
 
 
-def _known_pass(name: str, known: dict[str, type[Pass]], where: str, others: Iterable[str] = ()) -> type[Pass]:
+def known_pass(name: str, known: dict[str, type[Pass]], where: str, others: Iterable[str] = ()) -> type[Pass]:
     """The class of a pass by its name, or by the place that it is imported from."""
     if not _is_imported(name):
         if name not in known:
@@ -92,11 +92,11 @@ def check_pass(name: str, extra: Sequence[str] = ()) -> str:
 
         known = list(plugins.passes())
     if _is_imported(name) or any(_is_imported(_split(entry)[0]) for entry in extra):
-        classes = {_known_pass(place, {}, "--pass") for e in (name, *extra) if _is_imported(place := _split(e)[0])}
+        classes = {known_pass(place, {}, "--pass") for e in (name, *extra) if _is_imported(place := _split(e)[0])}
         from graphopt.ir.rewrite import pass_name
 
         known += [pass_name(found) for found in classes]
-        name = pass_name(_known_pass(name, {}, "PASS")) if _is_imported(name) else name
+        name = pass_name(known_pass(name, {}, "PASS")) if _is_imported(name) else name
     if name not in known:
         raise _unknown_pass(name, known, "PASS")
     return name
@@ -138,11 +138,11 @@ def passes_named(text: str | None, extra: Sequence[str] = (), base: str = "exact
         if name in pipelines.PIPELINES and options is None:
             found += pipelines.PIPELINES[name]
         else:
-            cls = _known_pass(name, known, "--pass-pipeline", pipelines.PIPELINES)
+            cls = known_pass(name, known, "--pass-pipeline", pipelines.PIPELINES)
             found.append(_made(cls, options, f"--pass-pipeline {entry.strip()}"))
     for entry in extra:
         name, options = _split(entry)
-        made = _made(_known_pass(name, known, "--pass"), options, f"--pass {entry.strip()}")
+        made = _made(known_pass(name, known, "--pass"), options, f"--pass {entry.strip()}")
         places = [place for place, other in enumerate(found) if other.name == made.name]
         for place in places or [len(found)]:
             found[place : place + 1] = [made]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def passes(
-    name: Annotated[str | None, typer.Argument(help="A pass, to read all about it.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A pass, to read all about it: its name, or module:Class.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -38,13 +38,15 @@ def passes(
         graphopt passes --json
     """
     from graphopt import pipelines, plugins
-    from graphopt.ir.rewrite import spell
+    from graphopt.cli._options import known_pass
+    from graphopt.ir.rewrite import pass_name, spell
 
     known = plugins.passes()
-    if name is not None and name not in known:
+    if name is not None and ":" not in name and name not in known:
         raise UsageError(f"there is no pass '{name}'", hint=nearest(name, known))
     if name is not None:
-        _show_one(name, known[name], as_json)
+        cls = known_pass(name, known, "NAME")
+        _show_one(pass_name(cls), cls, as_json)
         return
     orders = {key: [spell(pass_) for pass_ in order] for key, order in pipelines.PIPELINES.items()}
     targets = {key: inspect.getdoc(type(target)) or "" for key, target in plugins.targets().items()}

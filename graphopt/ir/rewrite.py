@@ -12,11 +12,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from torch import fx
 
-from graphopt.errors import GraphoptError, PassError
+from graphopt.errors import GraphoptError, PassError, nearest
 from graphopt.ir.effects import has_effect
 from graphopt.ir.program import Program
 from graphopt.ir.stages import Part
@@ -69,6 +69,16 @@ class Pass(ABC):
     exploits: ClassVar[
         tuple[type, ...]
     ] = ()  # kinds of relations between calls that it needs, see `graphopt.ir.relations`
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Raise PassError where `accuracy` is none, or would become an option of the pass."""
+        super().__init_subclass__(**options)
+        hint = 'write it so: accuracy: ClassVar[Accuracy] = "rounding"'
+        if cls.accuracy not in get_args(Accuracy):
+            known = nearest(str(cls.accuracy), get_args(Accuracy))
+            raise PassError(f"there is no accuracy {cls.accuracy!r}", where=cls.__name__, hint=known)
+        if "ClassVar" not in str(vars(cls).get("__annotations__", {}).get("accuracy", "ClassVar")):
+            raise PassError("accuracy is annotated as an option of the pass", where=cls.__name__, hint=hint)
 
     @property
     def name(self) -> str:

@@ -162,7 +162,7 @@ def _example(value: Any, weight: bool, generator: torch.Generator, sizes: Mappin
 
 
 def _laid_out(drawn: torch.Tensor, value: torch.Tensor, steps: Sequence[int]) -> torch.Tensor:
-    """What was drawn, with dtype and device of a fake value and these strides; of expanded dimensions the first entry."""
+    """What was drawn, with dtype and device of a fake value, and these strides; of expanded dimensions one entry."""
     once = drawn[tuple(slice(1 if step == 0 else None) for step in steps)]
     return (
         torch.empty_strided(once.shape, steps, dtype=value.dtype, device=value.device).copy_(once).expand(drawn.shape)

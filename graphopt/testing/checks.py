@@ -99,7 +99,9 @@ def check_pass(
         wrong = compare(evaluate(program, inputs), evaluate(after, inputs), pass_.accuracy, exact)
         if wrong:
             raise VerificationError(
-                f"not {pass_.accuracy}: {wrong}\n{changes(program, after)}", where=f"{spell(pass_)}, seed {seed}"
+                f"not {pass_.accuracy}: {wrong}\n{changes(program, after)}",
+                where=f"{spell(pass_)}, seed {seed}",
+                hint=_looser(pass_),
             )
     if dump(run_pass(pass_, program)) != dump(after):
         raise VerificationError(
@@ -123,6 +125,13 @@ def changes(before: Program, after: Program) -> str:
     found = list(difflib.unified_diff(body_lines(before), body_lines(after), "before", "after", lineterm="", n=3))
     rest = [f"… and {len(found) - _SHOWN} more lines"] if len(found) > _SHOWN else []
     return "\n".join([*found[:_SHOWN], *rest])
+
+
+def _looser(pass_: Pass) -> str:
+    """What to write where a pass is meant to be less accurate than it says."""
+    if pass_.accuracy != "bitwise":
+        return ""
+    return 'if it may round otherwise than before, declare it: accuracy: ClassVar[Accuracy] = "rounding"'
 
 
 def _compare_text(program: Program, path: Path, *, update: bool) -> None:

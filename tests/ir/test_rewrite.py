@@ -148,3 +148,10 @@ def test_values_are_verified_on_demand() -> None:
     run_pass(SinToCos(), example())  # its numbers are wrong, its structure is right
     with pytest.raises(VerificationError, match="not bitwise"):
         run_pass(SinToCos(), example(), Verification(values=True))
+
+
+def test_an_accuracy_that_is_none_or_an_option_is_refused_where_it_is_written() -> None:
+    with pytest.raises(PassError, match="did you mean 'rounding'"):
+        type("Sloppy", (SinToCos,), {"accuracy": "rouding"})
+    with pytest.raises(PassError, match="annotated as an option"):
+        type("Sloppy", (SinToCos,), {"accuracy": "rounding", "__annotations__": {"accuracy": "str"}})
