@@ -19,9 +19,8 @@ from graphopt.ir.rewrite import Match, Pass
 from graphopt.ir.stages import STAGES, placement, stage_name
 from graphopt.passes import PASSES, Hoist, MergeCommon, RemoveDead, SimplifyIdentities, Tabulate
 from graphopt.pipelines import bitwise
-from graphopt.testing import sketch
+from graphopt.testing import programs, sketch
 from tests.goldens import Golden
-from tests.passes.test_fuzz import graphs
 from tests.structure.checks import ROOT
 from tests.viz.conftest import compiled
 
@@ -74,7 +73,7 @@ def alive(found: dict[str, Any], number: int) -> dict[str, dict[str, Any]]:
 
 
 @settings(max_examples=8)
-@given(program=graphs())
+@given(program=programs())
 def test_every_program_can_be_read_off(program: Program) -> None:
     compilation = compiled(program, [kind() for kind in PASSES if kind.accuracy == "bitwise"])
     found = document(compilation)
@@ -95,7 +94,7 @@ def test_every_program_can_be_read_off(program: Program) -> None:
 
 
 @settings(max_examples=8)
-@given(program=graphs())
+@given(program=programs())
 def test_stages_add_up(program: Program) -> None:
     found = document(compiled(program, bitwise), View(steps=4, calls=8))
     for entry in found["passes"]:
