@@ -156,13 +156,11 @@ NO_CHANGES: dict[str, Callable[[Net], object]] = {
 }
 
 
-@pytest.fixture(params=["in memory", "by tags", "by value"])
+@pytest.fixture(params=["by tags", "by value"])
 def tagged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Where tags of dicts can be read in memory, where dicts are asked for them, and where Python keeps none."""
+    """Where dicts have tags, and where Python keeps none."""
     if request.param == "by value":
         monkeypatch.setattr(tags, "kept", lambda: False)
-    if request.param != "in memory":
-        monkeypatch.setattr("graphopt.capture.guards.place_of_tag", lambda: None)
     return bool(request.param != "by value")
 
 
