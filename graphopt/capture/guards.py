@@ -47,10 +47,10 @@ class ModuleGuard:
 
     Compared are, for every submodule: its class, and the methods and attributes of that class; its attributes, and what
     lists, dicts, plain objects (attention processors, scales of adapters), partial functions and closures among them
-    hold in turn; arrays and small tensors kept as plain attributes, by contents, since a forward may read numbers from
-    them; which submodules it has; which parameters and buffers it has, which of them are None, and which are one and
-    the same tensor; and that no hooks are registered. Not seen: global variables that a forward reads, and attributes
-    in ``__slots__``.
+    hold in turn, and the code and defaults of functions; arrays and small tensors kept as plain attributes, by
+    contents, since a forward may read numbers from them; which submodules it has; which parameters and buffers it has,
+    which of them are None, and which are one and the same tensor; and that no hooks are registered. Not seen: global
+    variables that a forward reads, and attributes in ``__slots__``.
 
     Attributes
     ----------
@@ -66,6 +66,7 @@ class ModuleGuard:
         self._states: list[_Attributes] = []
         self._holders: list[_Elements] = []
         self._cells: list[tuple[types.CellType, Any]] = []
+        self._functions: list[tuple[types.FunctionType, Any]] = []
         self._hooks = [part.__dict__[name] for part in parts for name in _HOOKS]
         seen = {id(part) for part in parts}
         for part in parts:
@@ -95,6 +96,9 @@ class ModuleGuard:
             for cell in value.__closure__ or ():
                 self._cells.append((cell, _cell(cell)))
                 self._follow(_cell(cell), seen)
+            self._functions.append((value, _made_of(value)))
+            self._follow(value.__defaults__, seen)
+            self._follow(value.__kwdefaults__, seen)
         if isinstance(value, _OPAQUE) or id(value) in seen:
             return
         seen.add(id(value))
@@ -169,6 +173,9 @@ class ModuleGuard:
                 return False
         for cell, kept in self._cells:
             if not _alike(_cell(cell), kept):
+                return False
+        for function, made in self._functions:
+            if not all(map(_alike, _made_of(function), made)):
                 return False
         for array, contents in self._arrays:
             if _contents(array) != contents:
@@ -251,6 +258,7 @@ def _same_look(now: tuple[list[Any], list[int]], before: tuple[list[Any], list[i
 
 
 _dict_of = attrgetter("__dict__")
+_made_of = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
 
 def _is_plain(owner: Any) -> bool:
