@@ -11,7 +11,7 @@ from graphopt.errors import PassError, VerificationError
 from graphopt.ir.driver import Observers, check_order, run_pass, run_pipeline
 from graphopt.ir.printer import dump
 from graphopt.ir.program import Program
-from graphopt.ir.rewrite import Match, Observer, Pass, Refusal, spell
+from graphopt.ir.rewrite import Accuracy, Match, Observer, Pass, Refusal, spell
 from graphopt.ir.verify import Verification
 from graphopt.testing import Recorder, check_pass, sketch
 
@@ -148,3 +148,14 @@ def test_values_are_verified_on_demand() -> None:
     run_pass(SinToCos(), example())  # its numbers are wrong, its structure is right
     with pytest.raises(VerificationError, match="not bitwise"):
         run_pass(SinToCos(), example(), Verification(values=True))
+
+
+@dataclass(frozen=True)
+class Lossy(SinToCos):
+    accuracy: ClassVar[Accuracy] = "lossy"
+
+
+def test_a_lossy_pass_may_change_values() -> None:
+    after = run_pass(Lossy(), example(), Verification(values=True), check=False)
+    assert dump(after) != dump(example())
+    check_pass(Lossy(), example())
