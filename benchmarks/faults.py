@@ -16,13 +16,14 @@ import torch
 from torch import fx
 
 import graphopt
-from graphopt.capture.kept import Captures
+from graphopt.compile import try_out
 from graphopt.debug.bisect import Sample
 from graphopt.debug.limit import Limit
 from graphopt.debug.metrics import Result
 from graphopt.ir.program import Program, bind, dtype, shape, val
 from graphopt.ir.rewrite import Accuracy, Match, Observer, Pass
 from graphopt.ir.stages import stages
+from graphopt.runtime.kept import Captures
 
 aten = torch.ops.aten
 
@@ -371,14 +372,13 @@ class Rig:
     """
 
     def __init__(self, pipe: Any, sample: Callable[[], torch.Tensor]) -> None:
-        self.pipe, self.sample, self.runs = pipe, sample, 0
-        self.options: dict[str, Any] = {"target": "eager", "check": False, "captures": Captures()}
+        self.pipe, self.sample, self.runs, self.captures = pipe, sample, 0, Captures()
 
     def __call__(self, passes: Sequence[Pass] | None, observers: Sequence[Observer]) -> Result:
         try:
             if passes is not None:
                 self.runs += 1
-                graphopt.compile(self.pipe, pipeline=tuple(passes), observers=observers, **self.options)
+                try_out(self.pipe, tuple(passes), observers, self.captures)
             result: Result = self.sample().float().numpy()
             return result
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 from graphopt import pipelines, plugins
 from graphopt.capture.calls import Call, CallTaker
 from graphopt.capture.export import capture
-from graphopt.capture.kept import Captures
 from graphopt.capture.loop import record
 from graphopt.capture.roles import NUMBERS_AS_TENSORS, check_roles, explicit, observe, roles_by_name
 from graphopt.debug.statistics import Statistics
@@ -28,6 +28,7 @@ from graphopt.ir.stages import Part, split
 from graphopt.ir.verify import example_value
 from graphopt.runtime.evict import Eviction, bring_back
 from graphopt.runtime.installed import Built, Installed
+from graphopt.runtime.kept import Captures
 from graphopt.runtime.replay import Replays
 from graphopt.runtime.report import Report, report_of
 from graphopt.runtime.sampler import ProgressWatch, Sampler, adopt, modules_of, recorded_run, roles_of
@@ -43,8 +44,7 @@ _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder"
 def compile(
     x: T, *, inputs: Any = None, roles: Mapping[str, str] | None = None, target: str | Target = "auto",
     pipeline: Sequence[Pass] | str | None = None, strict: bool = False, max_bytes: int = 1 << 30,
-    observers: Sequence[Observer] = (), evict: Any = None, pure: bool = False, check: bool = True,
-    captures: Captures | None = None,
+    observers: Sequence[Observer] = (), evict: Any = None, pure: bool = False,
 ) -> T:  # fmt: skip
     """Compile a diffusion model in place; use it exactly as before.
 
@@ -70,11 +70,6 @@ def compile(
         random generators only, and it does nothing else. What it does around its modules is then recorded and run again
         without it; see `graphopt.runtime.replay`. Where a function that reads anything else that changes (a global
         number, an attribute that is assigned anew) is called pure, results are wrong.
-    check : compare the first call of each variant with the module's own result, and leave calls to the module where it
-        cannot be right. Without it wrong code stays in use, and a failure of it is raised: to look for the fault in
-        passes or targets, as ``graphopt bisect`` does.
-    captures : Programs kept from earlier compilations of the same object, with the same roles: they are not captured
-        again, and new ones are put there.
 
     Returns
     -------
@@ -86,6 +81,27 @@ def compile(
     UsageError : `x` is nothing graphopt can compile, or an argument is not understood.
     RoleError : a role or an argument named in `roles` does not exist.
     """
+    return _compile(
+        x, inputs=inputs, roles=roles, target=target, pipeline=pipeline, strict=strict, max_bytes=max_bytes,
+        observers=observers, evict=evict, pure=pure,
+    )  # fmt: skip
+
+
+def try_out(x: T, passes: Sequence[Pass], observers: Sequence[Observer], captures: Captures) -> T:
+    """Compile as `compile` does, for the eager target, in a search for the fault among passes or rewrites.
+
+    The first call is not compared with the module's own result: wrong code stays in use, and a failure of it is raised.
+    What `captures` has kept from earlier compilations of the same object is not captured again; new ones are put there.
+    """
+    return _compile(x, target="eager", pipeline=passes, observers=observers, check=False, captures=captures)
+
+
+def _compile(
+    x: T, *, inputs: Any = None, roles: Mapping[str, str] | None = None, target: str | Target = "auto",
+    pipeline: Sequence[Pass] | str | None = None, strict: bool = False, max_bytes: int = 1 << 30,
+    observers: Sequence[Observer] = (), evict: Any = None, pure: bool = False, check: bool = True,
+    captures: Captures | None = None,
+) -> T:  # fmt: skip
     if isinstance(x, torch.export.ExportedProgram):
         x, inputs = _exported(x, inputs)  # type: ignore[assignment]
     chosen, race = _target(target)
@@ -199,17 +215,15 @@ class _Builder:
 
     def capture(self, call: Call, taker: CallTaker) -> Program:
         """The Program of a call, with its roles."""
-        if self.captures is None:
-            return self._capture(call, taker)
-        return self.captures.of(self.module, call, lambda: self._capture(call, taker))
-
-    def _capture(self, call: Call, taker: CallTaker) -> Program:
         paths = [p for p, leaf in zip(taker.paths(call), call.leaves, strict=True) if isinstance(leaf, torch.Tensor)]
         # Of the roles named by the user those of arguments that this call passes: optional ones may be left out.
         passed = {path.partition(".")[0] for path in paths}
         mine = {name: role for name, role in self.roles.items() if name.partition(".")[0] in passed}
         roles = explicit(mine, paths, {**roles_by_name(paths), **(self.observed or {})})
-        return capture(self.module, taker, call, roles, self.name)
+        if self.captures is None:
+            return capture(self.module, taker, call, roles, self.name)
+        again = functools.partial(capture, self.module, taker, call, roles, self.name)
+        return self.captures.of(self.module, call, roles, self.name, again)
 
     def build(self, captured: Program, relations: Sequence[Relation]) -> Built:
         """Passes, stages and kernels; relations that no pass gains anything from are not assumed."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import gc
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +24,6 @@ import numpy as np
 import torch
 
 from graphopt.capture import tags
-from graphopt.capture.words import Words, place_of_tag, places_of_shell
 
 _TABLES = ("_modules", "_parameters", "_buffers")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -47,10 +47,10 @@ class ModuleGuard:
 
     Compared are, for every submodule: its class, and the methods and attributes of that class; its attributes, and what
     lists, dicts, plain objects (attention processors, scales of adapters), partial functions and closures among them
-    hold in turn; arrays and small tensors kept as plain attributes, by contents, since a forward may read numbers from
-    them; which submodules it has; which parameters and buffers it has, which of them are None, and which are one and
-    the same tensor; and that no hooks are registered. Not seen: global variables that a forward reads, and attributes
-    in ``__slots__``.
+    hold in turn, and the code and defaults of functions; arrays and small tensors kept as plain attributes, by
+    contents, since a forward may read numbers from them; which submodules it has; which parameters and buffers it has,
+    which of them are None, and which are one and the same tensor; and that no hooks are registered. Not seen: global
+    variables that a forward reads, and attributes in ``__slots__``.
 
     Attributes
     ----------
@@ -66,6 +66,7 @@ class ModuleGuard:
         self._states: list[_Attributes] = []
         self._holders: list[_Elements] = []
         self._cells: list[tuple[types.CellType, Any]] = []
+        self._functions: list[tuple[types.FunctionType, Any]] = []
         self._hooks = [part.__dict__[name] for part in parts for name in _HOOKS]
         seen = {id(part) for part in parts}
         for part in parts:
@@ -95,6 +96,9 @@ class ModuleGuard:
             for cell in value.__closure__ or ():
                 self._cells.append((cell, _cell(cell)))
                 self._follow(_cell(cell), seen)
+            self._functions.append((value, _made_of(value)))
+            self._follow(value.__defaults__, seen)
+            self._follow(value.__kwdefaults__, seen)
         if isinstance(value, _OPAQUE) or id(value) in seen:
             return
         seen.add(id(value))
@@ -126,9 +130,12 @@ class ModuleGuard:
     def _watch(self, parts: list[torch.nn.Module]) -> None:
         """Find the dicts whose tags stand for what the snapshot holds, and what else has to be looked at every time."""
         self.generation = object()
-        self._seen: Any = None
+        self._seen: tuple[list[Any], list[int]] | None = None
         owners = [state.owner for state in self._states if state.bound]
         self._owners, self._inner, self._kinds = owners, list(map(_dict_of, owners)), list(map(type, owners))
+        # In one call, without a look-up by name: of most objects the collector finds the class and the dict.
+        self._plain = [owner for owner in owners if _is_plain(owner)]
+        self._odd = [owner for owner in owners if not _is_plain(owner)]
         self._empty = [*self._hooks, *(table for part in parts for table in map(vars(part).get, _TABLES) if not table)]
         self._loose = [holder for holder in self._holders if not holder.tagged]
         self._orders = [holder for holder in self._holders if holder.tagged and holder.ordered]
@@ -137,19 +144,19 @@ class ModuleGuard:
         self._watched = [*(state.state for state in self._states), *self._children, *self._filled, *held]
         self._watched += [attributes for attributes in classes if attributes is not None]
         self._tagged = tags.kept() and None not in classes
-        self._words, self._others = _words([*self._watched, *self._empty], owners) if self._tagged else (None, owners)
 
-    def _look(self) -> Any:
-        """The tags of all dicts, and which class and which dict every object has, as they are now."""
-        found = self._words.read() if self._words else (tags.tags(self._watched), any(self._empty))
-        # Numbers of objects will do: what they were is held by this guard.
-        return found, list(map(id, map(type, self._others))), list(map(id, map(_dict_of, self._others)))
+    def _look(self) -> tuple[list[Any], list[int]]:
+        """The class and the dict of every object, and the tags of all dicts, as they are now."""
+        shells = gc.get_referents(*self._plain)
+        shells += map(type, self._odd)
+        shells += map(_dict_of, self._odd)
+        return shells, tags.tags(self._watched)
 
     def holds(self) -> bool:
         """Whether nothing but tensor values has changed since the snapshot."""
         # Before anything is compared: what another thread writes meanwhile must not count as compared.
         now = self._look() if self._tagged else None
-        if now is None or now != self._seen:
+        if now is None or self._seen is None or not _same_look(now, self._seen) or any(self._empty):
             self.generation = object()
             if not self._same():
                 return False
@@ -166,6 +173,9 @@ class ModuleGuard:
                 return False
         for cell, kept in self._cells:
             if not _alike(_cell(cell), kept):
+                return False
+        for function, made in self._functions:
+            if not all(map(_alike, _made_of(function), made)):
                 return False
         for array, contents in self._arrays:
             if _contents(array) != contents:
@@ -243,22 +253,18 @@ def _arrangement(tables: list[dict[str, Any]]) -> list[tuple[str, Any, int]]:
     ]
 
 
+def _same_look(now: tuple[list[Any], list[int]], before: tuple[list[Any], list[int]]) -> bool:
+    return now[1] == before[1] and len(now[0]) == len(before[0]) and all(map(is_, now[0], before[0]))
+
+
 _dict_of = attrgetter("__dict__")
+_made_of = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
 
-def _words(dicts: list[Any], owners: list[Any]) -> tuple[Words | None, list[Any]]:
-    """The words that say what `ModuleGuard._look` looks for, and the objects that have to be asked."""
-    tag = place_of_tag()
-    if tag is None:
-        return None, owners
-    addresses, others = [id(entry) + tag for entry in dicts], []
-    for owner in owners:
-        places = places_of_shell(owner)
-        if places is None:
-            others.append(owner)
-        else:
-            addresses += [id(owner) + place for place in places]
-    return Words(addresses, (dicts, owners)), others
+def _is_plain(owner: Any) -> bool:
+    """Whether an object refers to its class and its ``__dict__`` and to nothing else."""
+    found = gc.get_referents(owner)
+    return len(found) == 2 and {id(entry) for entry in found} == {id(type(owner)), id(owner.__dict__)}
 
 
 class _Attributes:

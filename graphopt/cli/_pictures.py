@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import graphopt
-from graphopt.capture.kept import Captures
 from graphopt.cli._measure import Pictures
 from graphopt.cli._request import Session
+from graphopt.compile import try_out
 from graphopt.debug.metrics import Result, levels
 from graphopt.errors import GraphoptError, UsageError
+from graphopt.runtime.kept import Captures
 
 if TYPE_CHECKING:
     from graphopt.debug.bisect import Sample
@@ -41,8 +42,7 @@ def sampler(session: Session, output_type: str = "np") -> Sample:
         if passes is None:
             return _array(session.sample(output_type=output_type), output_type, kind)
         try:
-            options = {"target": "eager", "check": False, "captures": captures}
-            session.compile(observers=observers, pipeline=tuple(passes), **options)
+            try_out(session.pipe, tuple(passes), observers, captures)
             return _array(session.sample(output_type=output_type), output_type, kind)
         finally:
             graphopt.restore(session.pipe)

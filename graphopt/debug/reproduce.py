@@ -61,11 +61,12 @@ def reproduce(
     if isinstance(found, str):
         return found
     drawn = _seeded(found.before)
-    if off := _off(found, drawn, pass_.accuracy):
+    accuracy = "bitwise" if pass_.accuracy == "bitwise" else "rounding"  # a lossy pass may do what is looked for here
+    if off := _off(found, drawn, accuracy):
         return _narrowed(found, drawn, True, off)
     module, calls = record()
     real = [values for call in calls if (values := _real(before, found.before, module, *call)) is not None]
-    for accuracy in (pass_.accuracy, "bitwise"):  # the second: what is allowed, and may still grow over the steps
+    for accuracy in (accuracy, "bitwise"):  # the second: what is allowed, and may still grow over the steps
         for values in real:
             if off := _off(found, values, accuracy):
                 return _narrowed(found, values, False, off)

@@ -28,7 +28,8 @@ class Verification(Observer):
     Parameters
     ----------
     values : also run the Program before and after the pass on seeded inputs and compare by the accuracy that the pass
-        declares. This evaluates the whole Program three times for each pass that fires.
+        declares: of a lossy one form and finiteness. This evaluates the whole Program two or three times for each pass
+        that fires.
     """
 
     def __init__(self, *, values: bool = False) -> None:
@@ -38,7 +39,7 @@ class Verification(Observer):
         verify(before, after)
         if self.values:
             inputs = example_inputs(before)
-            exact = evaluate(before, inputs, double=True) if pass_.accuracy != "bitwise" else None
+            exact = evaluate(before, inputs, double=True) if pass_.accuracy == "rounding" else None
             if wrong := compare(evaluate(before, inputs), evaluate(after, inputs), pass_.accuracy, exact):
                 raise VerificationError(f"not {pass_.accuracy}: {wrong}", where=f"after pass '{pass_.name}'")
 
@@ -243,7 +244,8 @@ def compare(
 
     ``bitwise``: equal in every bit (NaN equals NaN). ``rounding``: against `exact` (the original in float64), the
     largest error is at most 4 times the largest error of `before`, or 32 units in the last place of the largest value,
-    whichever is more.
+    whichever is more. ``lossy``: the same form (dtypes and shapes, classes of what is no tensor), and finite where
+    `before` is.
 
     Parameters
     ----------
@@ -254,12 +256,18 @@ def compare(
     """
     for position, (old, new) in enumerate(zip(before, after, strict=True)):
         if not isinstance(old, torch.Tensor):
-            if old != new:
+            if type(old) is not type(new) or (accuracy != "lossy" and old != new):
                 return f"result {position}: {new!r} instead of {old!r}"
             continue
+        if not isinstance(new, torch.Tensor):
+            return f"result {position}: {new!r} instead of a tensor"
         if old.dtype != new.dtype or old.shape != new.shape:
             return f"result {position}: {new.dtype} {tuple(new.shape)} instead of {old.dtype} {tuple(old.shape)}"
         if _same(old, new, signed=accuracy == "bitwise"):
+            continue
+        if accuracy == "lossy":
+            if not bool(new[old.isfinite()].isfinite().all()):
+                return f"result {position} is not finite where the original is"
             continue
         if accuracy == "bitwise" or exact is None or not old.dtype.is_floating_point:
             off = (old.double() - new.double()).abs().max().item()

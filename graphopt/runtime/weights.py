@@ -6,15 +6,15 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, eq
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from graphopt.capture.words import BYTES, Words
 from graphopt.ir.program import Input
 from graphopt.runtime.mapped import Watch, mappings
 from graphopt.runtime.memo import checksum, digest
@@ -151,7 +151,7 @@ class Epoch:
         self._contents: bytes | None = None
         self._versions: tuple[list[int], list[int]] | None = None
         self._storages: list[StorageWeakRef] = []
-        self._heads: _Heads | None = None
+        self._heads: list[memoryview] = []
         self._head = b""
         self._watch = Watch(())
         with _lock:
@@ -159,7 +159,7 @@ class Epoch:
 
     def let_go(self) -> None:
         """Hold no memory of weights; the next call digests them anew. Another thread may be within `of`."""
-        self._versions, self._heads, self._watch = None, None, Watch(())
+        self._versions, self._heads, self._watch = None, [], Watch(())
 
     def of(self, weights: Sequence[torch.Tensor], *, fresh: bool) -> bytes:
         """The digest of these weights; `fresh`: a trajectory starts, take it whatever is known."""
@@ -172,22 +172,28 @@ class Epoch:
             watch = Watch(weights)
             self._versions = Weights.versions(weights)
             shown = [k for k, w in enumerate(weights) if w.device.type == "cpu" and k not in watch.digests]
-            heads = _Heads([weights[k] for k in shown])  # they hold the memory that they show
+            heads = [_head(weights[k]) for k in shown]  # they hold the memory that they show
             elsewhere = (weights[k] for k in set(range(len(weights))).difference(shown))
             self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in elsewhere]
-            self._head = heads.read()
+            self._head = b"".join(heads)
             self._heads, self._watch = heads, watch
             self._contents = Weights.contents(weights, watch.digests)
         return self._contents
 
     def _untouched(self, weights: Sequence[torch.Tensor]) -> bool:
         """Whether torch knows of no write since the last digest, and no other memory came to lie at an old address."""
-        if self._versions is None or Weights.versions(weights) != self._versions:
+        versions, heads = self._versions, self._heads  # once: another thread may let go of them
+        try:
+            if versions is None or list(map(_version_of, weights)) != versions[1]:
+                return False
+        except RuntimeError:  # made in inference mode
             return False
         if any(map(torch.UntypedStorage._expired, map(_cdata_of, self._storages))):
             return False
-        heads = self._heads  # another thread may let go of them
-        return heads is not None and heads.read() == self._head and self._watch.same()
+        # One call, within which no other thread runs: once a weight lies elsewhere, the memory it had before is gone.
+        places = map(eq, map(torch.Tensor.data_ptr, weights), versions[0])
+        shown = map(eq, map(b"".join, (heads,)), (self._head,))
+        return all(chain(places, shown)) and self._watch.same()
 
 
 _epochs: weakref.WeakSet[Epoch] = weakref.WeakSet()
@@ -201,32 +207,13 @@ def let_go() -> None:
             epoch.let_go()
 
 
-class _Heads:
-    """The first bytes of weights, as they are whenever they are read; that memory lives as long as this does."""
+def _head(weight: torch.Tensor) -> memoryview:
+    """The first bytes of a weight, as they are whenever this is read: only as long as the weight lies there.
 
-    def __init__(self, weights: Sequence[torch.Tensor]) -> None:
-        shown = [(weight, *_extent(weight)) for weight in weights]
-        whole = [entry for entry in shown if _is_whole(*entry)]
-        places = chain.from_iterable(range(start, start + size, BYTES) for _, start, size in whole)
-        self._words = Words(places, [weight.untyped_storage() for weight, _, _ in whole])
-        self._rest = [_bytes(*entry) for entry in shown if not _is_whole(*entry)]
-
-    def read(self) -> bytes:
-        return self._words.read() + b"".join(self._rest)
-
-
-def _extent(weight: torch.Tensor) -> tuple[int, int]:
-    """The address of a weight, and how many of the bytes from there on are its head."""
-    begin = int(weight.storage_offset()) * weight.element_size()
-    return weight.untyped_storage().data_ptr() + begin, min(_HEAD_BYTES, int(weight.untyped_storage().nbytes()) - begin)
-
-
-def _is_whole(weight: torch.Tensor, start: int, size: int) -> bool:
-    return start % BYTES == size % BYTES == 0
-
-
-def _bytes(weight: torch.Tensor, start: int, size: int) -> memoryview:
-    storage = weight.untyped_storage()
-    data = torch.empty(0, dtype=torch.uint8).set_(storage, start - storage.data_ptr(), (size,), (1,)).numpy().data
+    By DLPack: after `torch.Tensor.numpy` a storage can no longer be resized.
+    """
+    storage, start = weight.untyped_storage(), weight.storage_offset() * weight.element_size()
+    size = min(_HEAD_BYTES, storage.nbytes() - start)
+    data = np.from_dlpack(torch.empty(0, dtype=torch.uint8).set_(storage, start, (size,), (1,))).data
     assert isinstance(data, memoryview)
     return data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
+import types
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +46,10 @@ def _scaled(by: float) -> tuple[Callable[[], float], Callable[[float], None]]:
     return get, rebind
 
 
+def _function(by: float = 1.0, *, times: int = 1) -> float:
+    return by * times
+
+
 class Net(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -59,6 +64,9 @@ class Net(torch.nn.Module):
         self.partial = functools.partial(max, 0, key=None)
         self.scaled, self.rebind = _scaled(1.0)
         self.copies = Copies()
+        self.function: Any = types.FunctionType(_function.__code__, {}, "function", (1.0,))
+        self.function.__kwdefaults__ = {"times": 1}
+        self.function.__module__ = __name__
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.tied(self.second(self.first(x))) * self.processor.scale
@@ -108,6 +116,10 @@ CHANGES: dict[str, Callable[[Net], object]] = {
     "value in order": lambda net: net.order.update(a=3),
     "keyword of a partial": lambda net: net.partial.keywords.update(key=abs),
     "variable of a closure": lambda net: net.rebind(2.0),
+    "defaults of a function": lambda net: setattr(net.function, "__defaults__", (2.0,)),
+    "defaults by keyword of a function": lambda net: setattr(net.function, "__kwdefaults__", {"times": 2}),
+    "a default by keyword of a function": lambda net: net.function.__kwdefaults__.update(times=2),
+    "code of a function": lambda net: setattr(net.function, "__code__", (lambda by, *, times: 0.0).__code__),
     "written into the dict": lambda net: net.__dict__.update(factor=2.0),
     "dict exchanged": lambda net: setattr(net, "__dict__", {**net.__dict__, "factor": 2.0}),
     "dict of a submodule exchanged": lambda net: setattr(net.first, "__dict__", {**net.first.__dict__, "out": 2}),
@@ -152,17 +164,16 @@ NO_CHANGES: dict[str, Callable[[Net], object]] = {
     "an equal number, elsewhere": lambda net: net.scaling.update(a=float("0.5")),
     "there and back": lambda net: (net.scaling.update(a=1.0), net.scaling.update(a=0.5)),
     "out and in again": lambda net: net._buffers.update(table=net._buffers.pop("table")),
+    "equal defaults": lambda net: setattr(net.function, "__defaults__", (float("1.0"),)),
     "compiled call": lambda net: setattr(net.second, "_compiled_call_impl", net.second._call_impl),
 }
 
 
-@pytest.fixture(params=["in memory", "by tags", "by value"])
+@pytest.fixture(params=["by tags", "by value"])
 def tagged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Where tags of dicts can be read in memory, where dicts are asked for them, and where Python keeps none."""
+    """Where dicts have tags, and where Python keeps none."""
     if request.param == "by value":
         monkeypatch.setattr(tags, "kept", lambda: False)
-    if request.param != "in memory":
-        monkeypatch.setattr("graphopt.capture.guards.place_of_tag", lambda: None)
     return bool(request.param != "by value")
 
 

@@ -22,7 +22,7 @@ import torch
 import graphopt
 from benchmarks.faults import FAULTS, DroppedBias, Fault, Rig, WrongTranspose, planted
 from graphopt import Match, Observer, Pass, Program
-from graphopt.capture.kept import Captures
+from graphopt.compile import try_out
 from graphopt.debug.bisect import Bisection, Run, Sample, bisect
 from graphopt.debug.film import film
 from graphopt.debug.limit import Limit
@@ -30,6 +30,7 @@ from graphopt.debug.metrics import METRICS, Result
 from graphopt.debug.reproduce import Reproduction, recorded, reproduce, write
 from graphopt.errors import GraphoptError, PassError
 from graphopt.ir.rewrite import Accuracy, pass_name
+from graphopt.runtime.kept import Captures
 from graphopt.testing import sketch
 from tests.debug.rig import rig
 from tests.soundness import tiny
@@ -57,15 +58,14 @@ class Small:
     """Samples a `Stack`: two calls, one on the result of the other."""
 
     def __init__(self) -> None:
-        self.module, self.runs = Stack(), 0
-        self.options: dict[str, Any] = {"target": "eager", "check": False, "captures": Captures()}
+        self.module, self.runs, self.captures = Stack(), 0, Captures()
 
     def __call__(self, passes: Sequence[Pass] | None, observers: Sequence[Observer]) -> Result:
         if passes is None:
             return self.sample()
         self.runs += 1
         try:
-            graphopt.compile(self.module, pipeline=tuple(passes), observers=observers, **self.options)
+            try_out(self.module, tuple(passes), observers, self.captures)
             return self.sample()
         finally:
             graphopt.restore(self.module)

@@ -11,7 +11,7 @@ from graphopt.errors import PassError, VerificationError
 from graphopt.ir.driver import Observers, check_order, run_pass, run_pipeline
 from graphopt.ir.printer import dump
 from graphopt.ir.program import Program
-from graphopt.ir.rewrite import Match, Observer, Pass, Refusal, spell
+from graphopt.ir.rewrite import Accuracy, Match, Observer, Pass, Refusal, spell
 from graphopt.ir.verify import Verification
 from graphopt.testing import Recorder, check_pass, sketch
 
@@ -155,3 +155,14 @@ def test_an_accuracy_that_is_none_or_an_option_is_refused_where_it_is_written() 
         type("Sloppy", (SinToCos,), {"accuracy": "rouding"})
     with pytest.raises(PassError, match="annotated as an option"):
         type("Sloppy", (SinToCos,), {"accuracy": "rounding", "__annotations__": {"accuracy": "str"}})
+
+
+@dataclass(frozen=True)
+class Lossy(SinToCos):
+    accuracy: ClassVar[Accuracy] = "lossy"
+
+
+def test_a_lossy_pass_may_change_values() -> None:
+    after = run_pass(Lossy(), example(), Verification(values=True), check=False)
+    assert dump(after) != dump(example())
+    check_pass(Lossy(), example())

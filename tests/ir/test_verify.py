@@ -163,6 +163,19 @@ def test_an_input_has_the_same_values_beside_other_ones() -> None:
     assert torch.equal(example_inputs(one)[0], example_inputs(two)[1])
 
 
+def test_lossy_allows_other_finite_values_of_the_same_form() -> None:
+    old = torch.tensor([1.0, float("inf"), float("nan")])
+    for values in ([9.0, float("inf"), float("nan")], [-2.0, 0.0, 1.0]):
+        assert compare([old], [torch.tensor(values)], "lossy") is None
+    assert compare([torch.tensor([1, 2])], [torch.tensor([3, 4])], "lossy") is None
+    assert compare([3, None], [4, None], "lossy") is None
+    for other in (float("nan"), -float("inf")):
+        assert "not finite" in str(compare([old], [torch.tensor([other, 0.0, 0.0])], "lossy"))
+    for new in (old.double(), old[:2], None):
+        assert compare([old], [new], "lossy") is not None
+    assert compare([3], [None], "lossy") is not None
+
+
 def test_evaluates_in_double() -> None:
     program = example()
     inputs = example_inputs(program)

@@ -106,7 +106,6 @@ def test_parts_of_any_value_in_any_order(sizes: list[int], data: st.DataObject, 
         (f"2, {END})", f"2, {END}, 2)", "the parts are not all of the value that they were cut from, in order"),
         ("image], 1)", "image], 0)", "the parts are not all of the value that they were cut from, in order"),
         ("add.Tensor(x, x)", "permute.default(x, [0, 2, 1])", "the copy has strides (36, 6, 1), the original (36, 1, 6)"),
-        ("silu.default(cat)", "silu.default(cat)\nreturn (cat, add)", "two results would share memory"),
         ("add.Tensor(x, x)", "alias.default(x)\ny = ops.aten.sin.default(add)", ""),
     ],
 )
@@ -115,6 +114,18 @@ def test_refuses(old: str, new: str, reason: str) -> None:
     traced = halves(old, new, x=size)
     after = checked(traced)
     assert (after.fired, after.reasons) == ((0, [reason]) if reason else (1, []))
+
+
+def test_refuses_to_return_one_value_twice() -> None:
+    body = f"""
+        add = ops.aten.add.Tensor(x, x)
+        text = ops.aten.slice.Tensor(add, 1, 0, 2)
+        image = ops.aten.slice.Tensor(add, 1, 2, {END})
+        cat = ops.aten.cat.default([text, image], 1)
+        return (cat, add)
+    """
+    after = checked(sketch(body, x="f32[2, 4, 4]"))
+    assert (after.fired, after.reasons) == (0, ["two results would share memory"])
 
 
 def test_refuses_to_return_an_input() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 
@@ -10,7 +12,7 @@ import torch
 
 from graphopt.ir.program import Input
 from graphopt.runtime.trajectory import Trajectories
-from graphopt.runtime.weights import Weights
+from graphopt.runtime.weights import Epoch, Weights
 
 
 def _linear() -> tuple[torch.nn.Linear, Weights]:
@@ -195,3 +197,39 @@ def test_weights_fit_as_long_as_their_kind_is_the_same() -> None:
     assert not weights.fit()
     del module._parameters["weight"]
     assert not weights.fit()
+
+
+def test_memory_that_is_gone_is_not_read() -> None:
+    weight = torch.ones(3, 2**24).mT  # unmapped as soon as it is freed
+    epoch = Epoch()
+    before = epoch.of([weight], fresh=True)
+    assert epoch._untouched([weight])
+    weight.untyped_storage().resize_(0)
+    assert not epoch._untouched([weight])
+    weight.untyped_storage().resize_(3 * 2**26)
+    weight.fill_(2.0)
+    assert epoch.of([weight], fresh=False) != before
+    weight.share_memory_()
+    assert not epoch._untouched([weight])
+
+
+MOVES = """
+import sys, threading, time, torch
+from graphopt.runtime.weights import Epoch
+weight, epoch = torch.ones(2, 2**23).mT, Epoch()
+epoch.of([weight], fresh=True)
+sys.setswitchinterval(1e-6)
+ends, size = time.monotonic() + 1.5, weight.untyped_storage().nbytes()
+def move():
+    while time.monotonic() < ends:
+        weight.untyped_storage().resize_(0)
+        weight.untyped_storage().resize_(size)
+thread = threading.Thread(target=move)
+thread.start()
+while thread.is_alive():
+    epoch._untouched([weight])
+"""
+
+
+def test_memory_that_another_thread_frees_is_not_read() -> None:
+    subprocess.run([sys.executable, "-c", MOVES], check=True)
