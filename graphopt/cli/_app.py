@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -73,6 +74,21 @@ def complain(what: str, where: str = "", hint: str = "") -> None:
 def note(text: str) -> None:
     """Something the user should know, on stderr, so that standard output stays what was asked for."""
     errors().print(Text.assemble(("note: ", "bold yellow"), text))
+
+
+def check_output(path: Path, *, folder: bool = False) -> None:
+    """Raise UsageError where a file, or a folder, could not be written: before what takes long, not after."""
+    hint = "name another place with --output"
+    if path.exists() and path.is_dir() != folder:
+        what = "this is a file, and a folder is needed" if folder else "this is a folder, and a file is needed"
+        raise UsageError(what, where=str(path), hint=hint)
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if there != path and not there.is_dir():
+        raise UsageError(f"{there} is a file, not a folder", where=str(path), hint=hint)
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"{there} cannot be written to", where=str(path), hint=hint)
 
 
 def out() -> Console:

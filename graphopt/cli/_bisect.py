@@ -20,7 +20,7 @@ from graphopt.cli._grid import Column, grid
 from graphopt.cli._pictures import apart, factor, passes_of, sampler
 from graphopt.cli._request import Session
 from graphopt.debug.bisect import Bisection, Fault, Run, bisect
-from graphopt.debug.diff import Change, difference
+from graphopt.debug.diff import MARKS, Change, difference
 from graphopt.debug.metrics import Metric, Result, levels
 from graphopt.debug.reproduce import Calls, Reproduction, recorded, reproduce, write
 from graphopt.ir.rewrite import spell
@@ -45,22 +45,34 @@ def search(session: Session, metric: Metric, threshold: float) -> Bisection:
 
 
 def save(session: Session, found: Bisection, folder: Path) -> dict[str, str]:
-    """The pictures and the reproduction: what it is → its path; ``no_reproduction`` → why there is none."""
+    """The pictures and the reproduction: what it is → its path; ``no_pictures`` and ``no_reproduction`` → why
+    there are none.
+    """
     fault = found.fault
     assert fault is not None
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    pictures = _pictures(session, found, fault)
-    if pictures is not None:
-        files["pictures"] = str(folder / "side_by_side.png")
-        _sheet(session, found, fault, *pictures).save(files["pictures"])
-    made = _reproduction(session, fault)
-    if isinstance(made, str):
-        files["no_reproduction"] = made
-    else:
-        written = write(made, folder / "reproduction.py", about(fault))
-        files |= dict(zip(("reproduction", "reproduction_inputs"), map(str, written), strict=False))
+    files: dict[str, str] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = _pictures(session, found, fault)
+        if pictures is not None:
+            _sheet(session, found, fault, *pictures).save(folder / "side_by_side.png")
+            files["pictures"] = str(folder / "side_by_side.png")
+    except Exception as error:  # what was found must not be lost over what illustrates it
+        files["no_pictures"] = _reason(error)
+    try:
+        made = _reproduction(session, fault)
+        if isinstance(made, str):
+            files["no_reproduction"] = made
+        else:
+            written = write(made, folder / "reproduction.py", about(fault))
+            files |= dict(zip(("reproduction", "reproduction_inputs"), map(str, written), strict=False))
+    except Exception as error:
+        files["no_reproduction"] = _reason(error)
     return files
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def about(fault: Fault) -> str:
@@ -120,7 +132,7 @@ def _calls(session: Session, name: str) -> tuple[nn.Module, Calls]:
 # -- text ------------------------------------------------------------------------------------------------------------
 
 
-def show(console: Console, session: Session, found: Bisection, files: dict[str, str]) -> None:
+def show(console: Console, session: Session, found: Bisection) -> None:
     """What was found, in the words of the command line."""
     metric, threshold = found.metric, found.threshold
     verdict = "within" if found.within else "not within"
@@ -136,10 +148,10 @@ def show(console: Console, session: Session, found: Bisection, files: dict[str, 
     for doubt in found.doubts:
         console.print(Padding(Text(doubt), (0, 2)))
     if found.fault:
-        _show_fault(console, found, found.fault, files)
+        _show_fault(console, found, found.fault)
 
 
-def _show_fault(console: Console, found: Bisection, fault: Fault, files: dict[str, str]) -> None:
+def _show_fault(console: Console, found: Bisection, fault: Fault) -> None:
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim", no_wrap=True)
     rows.add_column(overflow="fold")
@@ -147,7 +159,7 @@ def _show_fault(console: Console, found: Bisection, fault: Fault, files: dict[st
                                        f", number {fault.position + 1} of {len(found.passes)}"))  # fmt: skip
     if fault.rewrite and fault.attempt:
         place, attempt = fault.rewrite.place, fault.attempt
-        again = f", compiled for the {_ordinal(attempt.number)} time" if attempt.number > 1 else ""
+        again = f", compilation {attempt.number} of it" if attempt.number > 1 else ""
         rows.add_row("rewrite", f"{fault.number} of {fault.of}, in {attempt.name}{again}")
         rows.add_row("node", Text(place.node, style="bold"))
         rows.add_row("submodule", place.module or "(model)")
@@ -156,11 +168,6 @@ def _show_fault(console: Console, found: Bisection, fault: Fault, files: dict[st
     rows.add_row("with it", _value(found, fault.with_))
     if fault.alone:
         rows.add_row("all but it", _value(found, fault.alone))
-    for label, key in (("pictures", "pictures"), ("reproduction", "reproduction")):
-        if key in files:
-            rows.add_row(label, files[key])
-    if reason := files.get("no_reproduction"):
-        rows.add_row("reproduction", f"none: {reason}")
     console.print(Padding(rows, (1, 0, 0, 2)))
     lines = list(_lines(fault))
     if lines:
@@ -173,6 +180,20 @@ def _show_fault(console: Console, found: Bisection, fault: Fault, files: dict[st
         console.print(Padding(Text(f"But {doubt}.", style="yellow"), (1, 0, 0, 2)))
 
 
+def show_files(console: Console, files: dict[str, str]) -> None:
+    """Where pictures and reproduction are, or why there are none."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="dim", no_wrap=True)
+    rows.add_column(overflow="fold")
+    for label in ("pictures", "reproduction"):
+        if label in files:
+            rows.add_row(label, Text(files[label]))
+        elif reason := files.get(f"no_{label}"):
+            rows.add_row(label, Text(f"none: {reason}"))
+    if files:
+        console.print(Padding(rows, (1, 0, 0, 2)))
+
+
 def _changes(fault: Fault) -> tuple[Change, ...]:
     attempt = fault.attempt
     if attempt is None or attempt.before is None or attempt.after is None:
@@ -183,23 +204,23 @@ def _changes(fault: Fault) -> tuple[Change, ...]:
 def _lines(fault: Fault) -> Iterator[tuple[str, str]]:
     """Lines taken away, then lines put there, as dumps have them and in their order."""
     changes, attempt = _changes(fault), fault.attempt
-    yield from ((f"- {entry.before}", "red") for entry in changes if entry.kind != "moved" and entry.before is not None)
+    yield from (
+        (f"{MARKS['removed']} {entry.before}", "red")
+        for entry in changes
+        if entry.kind != "moved" and entry.before is not None
+    )
     if attempt is not None and attempt.after is not None:
         order = {node.name: place for place, node in enumerate(attempt.after.graph.nodes)}
         new = [entry for entry in changes if entry.kind != "moved" and entry.after is not None]
         new.sort(key=lambda entry: order.get(str(entry.after).partition(" = ")[0], len(order)))
-        yield from ((f"+ {entry.after}", "green") for entry in new)
+        yield from ((f"{MARKS['added']} {entry.after}", "green") for entry in new)
     for entry in changes:
         if entry.kind == "moved":
-            yield f"~ {entry.node}: {entry.stages[0]} → {entry.stages[1]}", "yellow"
+            yield f"{MARKS['moved']} {entry.node}: {entry.stages[0]} → {entry.stages[1]}", "yellow"
 
 
 def _value(found: Bisection, run: Run) -> str:
     return run.trouble if run.value is None else f"{found.metric.name} {found.metric.text(run.value)}"
-
-
-def _ordinal(number: int) -> str:
-    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
 
 
 def as_dict(session: Session, found: Bisection, files: dict[str, str]) -> dict[str, Any]:

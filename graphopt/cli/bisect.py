@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from graphopt.cli._app import FAILURE, AsJson, Debug, out
+from graphopt.cli._app import FAILURE, AsJson, Debug, check_output, out
 from graphopt.cli._request import (
     PROMPT,
     SEED,
@@ -70,14 +70,17 @@ def bisect(
     available(measure)
     request = Request(pipeline, prompt, steps, seed, height, width, tuple(arg or ()), dtype, "eager", pass_pipeline,
                       tuple(one_pass or ()))  # fmt: skip
+    check_output(output, folder=True)
     session = request.open()
     from graphopt.cli import _bisect
 
     found = _bisect.search(session, measure, measure.threshold if threshold is None else threshold)
+    if not as_json:
+        _bisect.show(out(), session, found)
     files = _bisect.save(session, found, output) if found.fault else {}
     if as_json:
         typer.echo(json.dumps(_bisect.as_dict(session, found, files), indent=2))
     else:
-        _bisect.show(out(), session, found, files)
+        _bisect.show_files(out(), files)
     if not found.within:
         raise typer.Exit(FAILURE)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphopt.cli._app import AsJson, Debug, out
+from graphopt.cli._app import AsJson, Debug, note, out
 from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,9 +74,15 @@ def diff(
 
 def _between(a: Path, b: Path) -> Difference:
     from graphopt.debug.diff import difference
-    from graphopt.debug.dumps import read
+    from graphopt.debug.dumps import load_constants, read
 
-    return difference(read(a), read(b))
+    before, after = read(a), read(b)
+    if a.parent.resolve() != b.parent.resolve():  # those of one folder share the file
+        try:
+            before.constants, after.constants = load_constants(before, a), load_constants(after, b)
+        except UsageError as error:
+            note(f"values of constants are not compared: {error.what} ({error.where})")
+    return difference(before, after)
 
 
 def _folders(a: Path, b: Path | None, as_json: bool) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from graphopt.cli._app import AsJson, Debug, out
+from graphopt.cli._app import AsJson, Debug, check_output, out
 from graphopt.cli._request import (
     PROMPT,
     SEED,
@@ -61,6 +61,7 @@ def filmstrip(
     available(METRICS["psnr"])
     request = Request(pipeline, prompt, steps, seed, height, width, tuple(arg or ()), dtype, "eager", pass_pipeline,
                       tuple(one_pass or ()))  # fmt: skip
+    check_output(output)
     session = request.open()
     from graphopt.cli import _film
 

@@ -1,4 +1,7 @@
-"""What changed between two Programs: nodes removed, added, moved to another stage, or given other arguments."""
+"""What changed between two Programs: nodes removed, added, moved to another stage, or given other arguments.
+
+What is no node (the order of inputs, relations, how results are put together) is a change of the table of that name.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,27 @@ from typing import Literal, TypeAlias
 from torch import fx
 from torch.utils._pytree import tree_map_only
 
+from graphopt.debug.boundary import body, constants, inputs, tables
 from graphopt.ir.cost import Cost, StageCost, node_cost, stage_costs
 from graphopt.ir.printer import describe, line
 from graphopt.ir.program import Program
 from graphopt.ir.stages import placement, stage_name
 
 Kind: TypeAlias = Literal["removed", "added", "moved", "changed"]
+MARKS: dict[Kind, str] = {"removed": "−", "added": "+", "changed": "~", "moved": "→"}
 
 
 @dataclass(frozen=True)
 class Change:
-    """One node that is not as it was.
+    """One node, or one table of a dump, that is not as it was.
 
     Attributes
     ----------
     kind : ``removed``, ``added``, ``moved`` (to another stage, with the same arguments), or ``changed`` (other
         arguments, of another operation, or of another shape).
-    before, after : the node's line in a dump, None where it does not exist.
+    node : its name; ``INPUTS``, ``RELATIONS`` or ``RESULT`` for a table.
+    before, after : the node's line in a dump, None where it does not exist. Of an input of another role or path its row
+        in the table; of a constant the first value that differs; of a subgraph the lines that differ.
     values : what it gives, before and after: ``f32[2, 4]``; empty where it does not exist.
     stages : that compute it, before and after.
     module, source : where the user's model made it.
@@ -76,14 +83,27 @@ def difference(before: Program, after: Program) -> Difference:
     """
     pairs = _correspond(before, after)
     renamed = {old.name: new.name for old, new in pairs.items() if old.name != new.name}
-    found = []
+    rows, values = (inputs(before), inputs(after)), constants(before, after)
+    found = [
+        Change("changed", name, was, now, ("", ""), ("", ""), "", "", Cost())
+        for name, was, now in tables(before, after)
+    ]
     for old in before.graph.nodes:
         if old.op == "output":
             continue
         if old not in pairs:
             found.append(_change("removed", old, None))
-        elif kind := _kind(old, pairs[old], pairs):
-            found.append(_change(kind, old, pairs[old]))
+            continue
+        new, texts = pairs[old], None
+        if old.op == "placeholder" and rows[0][old.name] != rows[1][new.name]:
+            texts = rows[0][old.name], rows[1][new.name]
+        elif old.op == "placeholder":
+            texts = values.get(old.name)
+        elif old.op == "get_attr":
+            texts = _bodies(old, body(before.root, old), body(after.root, new))
+        kind: Kind | None = "changed" if texts else _kind(old, new, pairs)
+        if kind:
+            found.append(_change(kind, old, new, texts))
     known = set(pairs.values())
     for new in after.graph.nodes:
         if new.op != "output" and new not in known:
@@ -92,6 +112,15 @@ def difference(before: Program, after: Program) -> Difference:
         found.append(_change("changed", before.output, after.output))
     was, now = stage_costs(before), stage_costs(after)
     return Difference(tuple(found), {name: (was[name], now[name]) for name in was}, renamed)
+
+
+def _bodies(node: fx.Node, was: tuple[str, ...], now: tuple[str, ...]) -> tuple[str, str] | None:
+    """The lines of a subgraph that the other does not have, all of them where only their order differs."""
+    if was == now:
+        return None
+    only = [text for text in was if text not in now], [text for text in now if text not in was]
+    shown = only if any(only) else (was, now)
+    return f"{line(node)}: {'; '.join(shown[0])}", f"{line(node)}: {'; '.join(shown[1])}"
 
 
 def _correspond(before: Program, after: Program) -> dict[fx.Node, fx.Node]:
@@ -128,14 +157,14 @@ def _kind(old: fx.Node, new: fx.Node, pairs: dict[fx.Node, fx.Node]) -> Kind | N
     return "moved" if old.op == "call_function" and placement(old) != placement(new) else None
 
 
-def _change(kind: Kind, old: fx.Node | None, new: fx.Node | None) -> Change:
+def _change(kind: Kind, old: fx.Node | None, new: fx.Node | None, texts: tuple[str, str] | None = None) -> Change:
     node = old if old is not None else new
     assert node is not None
     values = tuple(describe(entry.meta.get("val")) if entry is not None else "" for entry in (old, new))
     stages = tuple(stage_name(placement(entry)) if entry is not None else "" for entry in (old, new))
     costs = [node_cost(entry) if entry is not None else Cost() for entry in (old, new)]
     cost = Cost(costs[1].flops - costs[0].flops, costs[1].bytes - costs[0].bytes)
-    was, now = (line(entry) if entry is not None else None for entry in (old, new))
+    was, now = texts or tuple(line(entry) if entry is not None else None for entry in (old, new))
     meta = (new if new is not None else node).meta
     return Change(
         kind, node.name, was, now, (values[0], values[1]), (stages[0], stages[1]), meta.get("module", ""),

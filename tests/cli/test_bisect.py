@@ -7,14 +7,15 @@ import re
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from PIL import Image
 
 import graphopt
 from graphopt import plugins
-from graphopt.cli import _options
+from graphopt.cli import _bisect, _options
 from tests.cli import factories
 from tests.cli.conftest import Run, parsed
 from tests.goldens import Golden
@@ -59,6 +60,27 @@ def test_bisect(
         graphopt.report(pipe)
     assert set(vars(pipe)) == before
     assert not pipe.unet._forward_pre_hooks
+
+
+@pytest.mark.parametrize("arguments", [("bisect", "emoji-unet"), ("filmstrip", "emoji-unet")])
+def test_the_output_is_checked_before_anything_runs(arguments: tuple[str, ...], run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "x.png").mkdir()
+    places = ("file", "file/below") if arguments[0] == "bisect" else ("x.png", "file/x.png")
+    for place in places:
+        result = run(*arguments, "-o", str(tmp_path / place))
+        assert result.exit_code == 2
+        assert result.stdout == "" and "--output" in result.stderr
+
+
+def test_a_reproduction_that_fails_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise KeyError("gone")
+
+    monkeypatch.setattr(_bisect, "_pictures", fails)
+    monkeypatch.setattr(_bisect, "_reproduction", fails)
+    files = _bisect.save(cast(Any, None), cast(Any, SimpleNamespace(fault=object())), tmp_path)
+    assert files == dict.fromkeys(("no_pictures", "no_reproduction"), "KeyError: 'gone'")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -14,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from graphopt.debug.dumps import text
+from graphopt.debug.dumps import save, text
 from graphopt.ir.printer import parse
+from graphopt.testing import sketch
 from tests.cli.conftest import Run, invoke, parsed
 from tests.goldens import Golden
 from tests.structure.checks import ROOT
@@ -347,3 +350,18 @@ def test_diff_in_trouble(
     result = run("diff", *(places.get(entry, entry) for entry in arguments))
     assert result.exit_code == 2
     assert expected in " ".join(result.stderr.split())
+
+
+def test_diff_compares_values_of_constants(run: Run, tmp_path: Path) -> None:
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / name).mkdir()
+        program = sketch("y = ops.aten.mul.Tensor(x, w)\nreturn (y,)", x="f32[3]", w="weight f32[3]").program
+        program.inputs = (program.inputs[0], dataclasses.replace(program.inputs[1], path=""))
+        program.constants = {"w": torch.full((3,), value)}
+        save(program, tmp_path / name / "000_captured.py")
+    result = run("diff", *(str(tmp_path / name / "000_captured.py") for name in ("a", "b")))
+    assert result.exit_code == 1
+    assert "w.flatten()[0] = 2.0  # 3 of 3 values differ" in result.stdout
+    (tmp_path / "b" / "constants.safetensors").unlink()
+    result = run("diff", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert result.exit_code == 0 and "constants are not compared" in result.stderr

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_structure
 
 from graphopt.debug.diff import difference
 from graphopt.ir.driver import run_pass, run_pipeline
+from graphopt.ir.printer import dump, parse
 from graphopt.ir.program import Program
+from graphopt.ir.relations import Unchanged
 from graphopt.passes import FoldConstants, Hoist, MergeCommon, RemoveDead, Tabulate
 from graphopt.pipelines import bitwise
-from graphopt.testing import random_graph, sketch
+from graphopt.testing import random_graph, sketch, trace
 
 BODY = """
     key = ops.aten.linear.default(c, w)
@@ -72,6 +76,50 @@ def test_a_name_given_to_another_operation() -> None:
     found = difference(sketch(body, x="f32[3]").program, sketch(swapped, x="f32[3]").program)
     assert not found.changes
     assert found.renamed == {"one": "two", "two": "one"}
+
+
+class _Branch(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.cond(x.sum() > 0, lambda x: x.sin(), lambda x: x.cos(), (x,))
+        return found
+
+
+def test_another_body_of_a_subgraph() -> None:
+    text = dump(trace(_Branch(), torch.ones(3)).program)
+    (change,) = difference(parse(text), parse(text.replace("ops.aten.sin.default", "ops.aten.exp.default"))).changes
+    assert change.kind == "changed"
+    assert "aten.sin" in str(change.before) and "aten.exp" in str(change.after)
+    assert not difference(parse(text), parse(text.replace("sin = ", "value = ").replace("(sin,)", "(value,)"))).changes
+
+
+def test_the_boundary() -> None:
+    def only(program: Program) -> tuple[str, str, str]:
+        (change,) = difference(lines(), program).changes
+        assert change.kind == "changed"
+        return change.node, str(change.before), str(change.after)
+
+    other = sketch(BODY, **INPUTS | {"c": "time f32[2, 3]"}).program
+    assert only(other) == ("c", "c: condition 'c', f32[2, 3]", "c: time 'c', f32[2, 3]")
+    other = lines()
+    other.relations = (Unchanged("c"),)
+    assert only(other)[0] == "RELATIONS" and only(other)[1] == "RELATIONS: nothing"
+    other = lines()
+    other.out_spec = tree_structure([0])
+    assert only(other)[0] == "RESULT"
+    other.out_spec = tree_structure((0,))
+    assert not difference(lines(), other).changes
+    swapped = sketch(BODY, **dict(reversed(INPUTS.items()))).program
+    assert only(swapped) == ("INPUTS", "INPUTS in the order x, c, w", "INPUTS in the order w, c, x")
+
+
+def test_values_of_constants() -> None:
+    before, after = lines(), lines()
+    before.constants, after.constants = {"w": torch.zeros(3, 3)}, {"w": torch.zeros(3, 3)}
+    assert not difference(before, after).changes
+    after.constants["w"][1, 2] = 4
+    (change,) = difference(before, after).changes
+    assert (change.kind, change.node) == ("changed", "w")
+    assert change.after == "w.flatten()[5] = 4.0  # 1 of 9 values differ"
 
 
 seeds = st.integers(0, 10_000)
