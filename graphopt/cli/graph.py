@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -146,34 +145,25 @@ def _format(name: str | None, output: Path | None) -> str:
 
 
 def _number(after: str, session: Session) -> int:
-    """Where in the pipeline the last pass called `after` stands, counting from 1; or the number itself."""
+    """Where in the pipeline the pass called `after` stands, counting from 1."""
     from graphopt import pipelines
+    from graphopt.debug.viz.fold import position
+    from graphopt.ir.rewrite import spell
 
     suits: Any = "exact" if isinstance(session.target, str) else session.target.pipeline
     order = pipelines.PIPELINES[suits] if session.passes is None else session.passes
-    if after.isdecimal() and int(after) <= len(order):
-        return int(after)
-    names = [pass_.name for pass_ in order]
-    wanted = re.sub(r"^\d{3}_", "", after)  # 007_hoist, as dumps are called
-    if wanted not in names:
-        known = f"; or a number up to {len(order)}"
-        raise UsageError(f"no pass '{after}' runs", where="--after", hint=nearest(wanted, set(names)) + known)
-    return len(names) - names[::-1].index(wanted)
+    return position(after, [spell(pass_) for pass_ in order], "--after")
 
 
 def _chosen(module: str | None, session: Session, history: History) -> Compilation:
     """The newest compilation of the module that was asked for. Raises UsageError where there is no such module."""
+    from graphopt.cli._history import newest
     from graphopt.cli._load import network_name
 
-    names = list(dict.fromkeys(compilation.name for compilation in history.compilations))
-    if not names:
+    if not history.compilations:
         hint = f"graphopt report {session.request.pipeline} says why"
         raise GraphoptError("nothing was compiled", where=session.title, hint=hint)
-    network = network_name(session.pipe)
-    wanted = module or (network if network in names else names[-1])
-    if wanted not in names:
-        raise UsageError(f"no module '{wanted}' was compiled", where="--module", hint=nearest(wanted, names))
-    return history.last(wanted)
+    return newest(history, module, network_name(session.pipe))
 
 
 def _calls(session: Session, name: str) -> int:

@@ -68,6 +68,30 @@ def test_says_what_is_wrong_before_anything_runs(arguments: list[str], expected:
     assert "compiling" not in text
 
 
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        ("003_hoist", r"no pass '003_hoist' runs.*did you mean 0\d\d_hoist"),
+        ("remove_dead", r"'remove_dead' runs 2 times.*001_remove_dead or"),
+    ],
+)
+def test_a_pass_is_named_by_what_tells_it_apart(after: str, expected: str, run: Run) -> None:
+    result = run("graph", PIPELINE, "--after", after)
+    assert result.exit_code == 2
+    text = " ".join(result.output.split())
+    assert re.search(expected, text) and "compiling" not in text, text
+
+
+def test_no_other_module_is_shown_in_the_denoisers_place(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("graphopt.cli._load.network_name", lambda pipe: "transformer")
+    result = run("graph", PIPELINE, "--steps", "2", "-o", str(tmp_path / "unet.json"))
+    assert result.exit_code == 1
+    assert "the transformer was not compiled" in result.output and "unet" in result.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_module(run: Run) -> None:
     result = run("graph", PIPELINE, "--steps", "2", "--module", "vae")
     assert result.exit_code == 2
