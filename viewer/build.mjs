@@ -1,5 +1,5 @@
 // Bundles the page into graphopt/debug/viz/static: report.js, report.css, the licences of what is in them, and digests
-// of the sources, by which a test without npm sees that they belong together. `node build.mjs FOLDER` writes elsewhere.
+// of the sources and of the bundle, by which a test without npm sees that they belong together. `node build.mjs FOLDER` writes elsewhere.
 import { build } from "esbuild";
 import { createHash } from "node:crypto";
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -41,9 +41,15 @@ writeFileSync(join(out, "THIRD_PARTY_LICENSES.txt"), `Bundled in report.js:\n\n$
 
 const sources = ["build.mjs", "package.json", "package-lock.json", "tsconfig.json", ...files(join(here, "src"))];
 const digests = Object.fromEntries(
-  sources.sort().map((path) => [path, createHash("sha256").update(readFileSync(join(here, path))).digest("hex")]),
+  sources.sort().map((path) => [path, digest(join(here, path))]),
 );
 writeFileSync(join(out, "sources.json"), JSON.stringify(digests, null, 1) + "\n");
+const bundle = Object.fromEntries(["report.css", "report.js"].map((name) => [name, digest(join(out, name))]));
+writeFileSync(join(out, "bundle.json"), JSON.stringify(bundle, null, 1) + "\n");
+
+function digest(path) {
+  return createHash("sha256").update(readFileSync(path)).digest("hex");
+}
 
 function files(folder) {
   return readdirSync(folder, { recursive: true, withFileTypes: true })

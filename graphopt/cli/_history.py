@@ -10,7 +10,7 @@ from graphopt.errors import GraphoptError, UsageError, nearest
 
 if TYPE_CHECKING:
     from graphopt.cli._request import Session
-    from graphopt.debug.history import Compilation
+    from graphopt.debug.history import Compilation, History
 
 ModuleName = Annotated[
     str | None, typer.Option("--module", help="Which module; else the network that is called once or more per step.")
@@ -32,11 +32,16 @@ def compilation(session: Session, module: str | None) -> Compilation:
     from graphopt.cli._load import network_name
     from graphopt.debug.history import History
 
-    history, name, target = History(), module or network_name(session.pipe), session.target
+    history, target = History(), session.target
     suits = "exact" if isinstance(target, str) else target.pipeline
     passes = pipelines.PIPELINES[suits] if session.passes is None else session.passes
     session.run(observers=[history], target="eager", pipeline=passes)
-    known = {entry.name for entry in history.compilations}
+    return newest(history, module, network_name(session.pipe))
+
+
+def newest(history: History, module: str | None, network: str) -> Compilation:
+    """How `module`, by default the `network` that denoises, was compiled last. Raises as `compilation` does."""
+    name, known = module or network, {entry.name for entry in history.compilations}
     if module is None and name not in known:
         raise GraphoptError(f"the {name or 'denoiser'} was not compiled", hint=f"--module; {nearest(name, known)}")
     if name not in known:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ import typer
 from graphopt.cli._app import AsJson, Debug, out
 from graphopt.cli._request import (
     PROMPT,
+    SEED,
     STEPS,
     Arguments,
     Dtype,
@@ -22,6 +22,7 @@ from graphopt.cli._request import (
     Pixels,
     Prompt,
     Request,
+    Seed,
     Session,
     Steps,
     TargetName,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from graphopt.debug.history import Compilation, History
 
 _STAGES = ("weights", "request", "schedule", "request_schedule", "common", "step")  # ir.stages has them, with torch
+_PICTURES = ("svg", "png", "dot")
 _PRINTED = ("json", "dot", "explorer")  # to standard output, unless a file is named
 
 Module = Annotated[str | None, typer.Option(help="Such as unet or vae.decoder; else the network that denoises.")]
@@ -44,7 +46,7 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Else graphopt-graph.html; standard output for text."),
 ]
-Depth = Annotated[int, typer.Option(min=0, help="Levels of submodules in a picture (svg, png, dot).")]
+Depth = Annotated[int | None, typer.Option(min=0, help="Levels of submodules in a picture (svg, png, dot); else 2.")]
 Compare = Annotated[bool, typer.Option("--compare", help="A picture of what the pass of --after did.")]
 OpenExplorer = Annotated[bool, typer.Option("--open-explorer", help="Start Model Explorer, where it is installed.")]
 
@@ -56,11 +58,12 @@ def graph(
     after: After = None,
     format: Format = None,
     output: Output = None,
-    depth: Depth = 2,
+    depth: Depth = None,
     compare: Compare = False,
     open_explorer: OpenExplorer = False,
     prompt: Prompt = PROMPT,
     steps: Steps = STEPS,
+    seed: Seed = SEED,
     height: Pixels = None,
     width: Pixels = None,
     arg: Arguments = None,
@@ -90,15 +93,25 @@ def graph(
     chosen = _format("explorer" if open_explorer else format, output)
     if stage is not None and stage not in _STAGES:
         raise UsageError(f"unknown stage '{stage}'", where="--stage", hint=nearest(stage, _STAGES))
-    if output is not None and not output.expanduser().absolute().parent.is_dir():
-        raise UsageError("there is no such folder", where=str(output.parent), hint="make it first")
+    _check_options(chosen, {"--depth": depth is not None, "--compare": compare}, _PICTURES)
+    _check_options(chosen, {"--stage": stage is not None}, tuple(name for name in FORMATS if name != "explorer"))
+    if open_explorer and format not in (None, "explorer"):
+        raise UsageError(f"Model Explorer cannot open {format}", where="--format", hint="leave --format out")
+    if output is not None and output.expanduser().is_dir():
+        raise UsageError("this is a folder", where=str(output), hint=f"name a file: {output / f'graph.{chosen}'}")
+    if chosen in ("svg", "png"):
+        from graphopt.debug.viz.dot import available
+
+        available(chosen)
     if open_explorer and importlib.util.find_spec("model_explorer") is None:
         hint = "pip install 'graphopt[explorer]', or --format explorer -o FILE"
         raise UsageError("Model Explorer is not installed", where="--open-explorer", hint=hint)
-    request = Request(pipeline, prompt, steps, height=height, width=width, arg=tuple(arg or ()), dtype=dtype,
+    request = Request(pipeline, prompt, steps, seed, height=height, width=width, arg=tuple(arg or ()), dtype=dtype,
                       target=target, pass_pipeline=pass_pipeline, passes=tuple(one_pass or ()))  # fmt: skip
     session = request.open()
     number = None if after is None else _number(after, session)
+    if compare and number == 0:
+        raise UsageError("there is nothing before the captured program", where="--compare", hint="--after PASS")
     from graphopt.debug.history import History
 
     history = History()
@@ -107,15 +120,17 @@ def graph(
     from graphopt.debug.viz.model import View
 
     calls = _calls(session, compilation.name)
-    view = View(session.title, steps, calls, stage, number, depth=depth, compare=compare)
+    view = View(session.title, steps, calls, stage, number, depth=2 if depth is None else depth, compare=compare)
+    file = (output or Path(f"graphopt-graph.{'json' if open_explorer else chosen}")).expanduser()
     if open_explorer:
-        _open_explorer(compilation, output or Path("graphopt-graph.json"), number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _open_explorer(compilation, file, number)
         return
     made = FORMATS[chosen](compilation, view)
     if output is None and chosen in _PRINTED:
         sys.stdout.buffer.write(made)
         return
-    file = (output or Path(f"graphopt-graph.{chosen}")).expanduser()
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(made)
     about = {"file": str(file), "format": chosen, "bytes": len(made), "module": compilation.name,
              "passes": len(compilation.snapshots) - 1, "nodes": len(compilation.result.nodes)}  # fmt: skip
@@ -145,35 +160,32 @@ def _format(name: str | None, output: Path | None) -> str:
     return asked
 
 
+def _check_options(chosen: str, given: dict[str, bool], formats: tuple[str, ...]) -> None:
+    """Raise UsageError for an option that says nothing to the chosen format."""
+    for name in (name for name, is_given in given.items() if is_given and chosen not in formats):
+        raise UsageError(f"{name} says nothing to {chosen}", where=name, hint=f"--format {', '.join(formats)}")
+
+
 def _number(after: str, session: Session) -> int:
-    """Where in the pipeline the last pass called `after` stands, counting from 1; or the number itself."""
+    """Where in the pipeline the pass called `after` stands, counting from 1."""
     from graphopt import pipelines
+    from graphopt.debug.viz.fold import position
+    from graphopt.ir.rewrite import spell
 
     suits: Any = "exact" if isinstance(session.target, str) else session.target.pipeline
     order = pipelines.PIPELINES[suits] if session.passes is None else session.passes
-    if after.isdecimal() and int(after) <= len(order):
-        return int(after)
-    names = [pass_.name for pass_ in order]
-    wanted = re.sub(r"^\d{3}_", "", after)  # 007_hoist, as dumps are called
-    if wanted not in names:
-        known = f"; or a number up to {len(order)}"
-        raise UsageError(f"no pass '{after}' runs", where="--after", hint=nearest(wanted, set(names)) + known)
-    return len(names) - names[::-1].index(wanted)
+    return position(after, [spell(pass_) for pass_ in order], "--after")
 
 
 def _chosen(module: str | None, session: Session, history: History) -> Compilation:
     """The newest compilation of the module that was asked for. Raises UsageError where there is no such module."""
+    from graphopt.cli._history import newest
     from graphopt.cli._load import network_name
 
-    names = list(dict.fromkeys(compilation.name for compilation in history.compilations))
-    if not names:
+    if not history.compilations:
         hint = f"graphopt report {session.request.pipeline} says why"
         raise GraphoptError("nothing was compiled", where=session.title, hint=hint)
-    network = network_name(session.pipe)
-    wanted = module or (network if network in names else names[-1])
-    if wanted not in names:
-        raise UsageError(f"no module '{wanted}' was compiled", where="--module", hint=nearest(wanted, names))
-    return history.last(wanted)
+    return newest(history, module, network_name(session.pipe))
 
 
 def _calls(session: Session, name: str) -> int:

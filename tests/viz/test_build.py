@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import colorsys
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from graphopt.debug.viz.html import STATIC
+from graphopt.debug.viz.palette import COLOURS
 from tests.structure.checks import ROOT, tracked_files
 
 VIEWER = ROOT / "viewer"
@@ -22,6 +25,33 @@ def test_the_bundle_belongs_to_the_sources() -> None:
     assert found == digests, "run `npm ci && npm run build` in viewer/"
     sources = {file.relative_to(VIEWER).as_posix() for file in VIEWER.joinpath("src").rglob("*") if file.is_file()}
     assert sources <= set(digests), "run `npm ci && npm run build` in viewer/"
+
+
+def test_the_bundle_is_as_it_was_built() -> None:
+    digests = json.loads((STATIC / "bundle.json").read_text(encoding="utf-8"))
+    assert set(digests) == {"report.css", "report.js"}
+    found = {name: hashlib.sha256((STATIC / name).read_bytes()).hexdigest() for name in digests}
+    assert found == digests, "run `npm ci && npm run build` in viewer/"
+
+
+def colour_of(text: str) -> tuple[float, float]:
+    """Hue and saturation of ``#rrggbb``."""
+    red, green, blue = (int(text[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    hue, _, saturation = colorsys.rgb_to_hls(red, green, blue)
+    return 360 * hue, saturation
+
+
+def test_stages_have_the_hues_of_the_pictures() -> None:
+    style = (VIEWER / "src/style.css").read_text(encoding="utf-8")
+    theme = (VIEWER / "src/theme.ts").read_text(encoding="utf-8").partition("FILLS")[2].partition("SURFACE")[0]
+    for stage, colour in COLOURS.items():
+        drawn = re.findall(rf'\b{stage}: "(#\w+)"', theme)
+        assert len(drawn) == 2 and re.findall(rf"--{stage}: (#\w+)", style) == drawn, stage  # light and dark
+        (hue, saturation), found = colour_of(colour), [colour_of(one) for one in drawn]
+        if saturation == 0:
+            assert all(pale < 0.15 for _, pale in found), stage
+        else:
+            assert all(abs(other - hue) < 20 for other, _ in found), stage
 
 
 def test_the_lock_file_names_no_registry() -> None:

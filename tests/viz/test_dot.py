@@ -41,7 +41,7 @@ def titles(text: str) -> list[str]:
         ("whole", {}),
         ("folded", {"depth": 1}),
         ("stage", {"stage": "step", "depth": 0}),
-        ("hoist", {"after": "hoist", "compare": True, "depth": 0}),
+        ("hoist", {"after": 4, "compare": True, "depth": 0}),
         ("merge_linears", {"after": "merge_linears", "compare": True}),
         ("captured", {"after": 0, "views": True, "depth": 0}),
     ],
@@ -97,9 +97,8 @@ def test_a_stage_shows_what_it_takes_from_others(compiled: Compilation) -> None:
 
 
 def test_marks_say_what_a_pass_did(compiled: Compilation) -> None:
-    hoisted = dot(compiled, after="hoist", compare=True, depth=0)
-    assert "nothing changed" in hoisted  # of the two of that name the last
-    first = next(snapshot.number for snapshot in compiled.snapshots if snapshot.name == "hoist")
+    first, second = (snapshot.number for snapshot in compiled.snapshots if snapshot.name == "hoist")
+    assert "nothing changed" in dot(compiled, after=second, compare=True, depth=0)
     hoisted = dot(compiled, after=first, compare=True, depth=0)
     assert "→ moved from step to request" in titles(hoisted)
     assert not [title for title in titles(hoisted) if "removed" in title or "added" in title]
@@ -120,7 +119,10 @@ def test_submodules_that_a_pass_left_alone_are_folded(compiled: Compilation) -> 
     ("options", "what", "hint"),
     [
         ({"stage": "steps"}, "no stage 'steps'", "step"),
-        ({"after": "hoists"}, "no pass 'hoists' ran on network", "did you mean 'hoist'"),
+        ({"after": "hoists"}, "no pass 'hoists' runs", "did you mean 'hoist'"),
+        ({"after": "hoist"}, "'hoist' runs 2 times", "003_hoist or 004_hoist"),
+        ({"after": "005_hoist"}, "no pass '005_hoist' runs", "003_hoist or 004_hoist"),
+        ({"after": "9_tabulate"}, "no pass '9_tabulate' runs", "did you mean 005_tabulate"),
         ({"after": 17}, "no pass '17'", "captured"),
         ({"after": "captured", "compare": True}, "nothing before the captured", "pass"),
         ({"depth": -1}, "the depth is -1", "0 or more"),

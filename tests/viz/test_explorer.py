@@ -71,11 +71,11 @@ def test_node_data_counts_and_overlays() -> None:
 
 
 def test_files_are_written_beside_one_another(tmp_path: Path) -> None:
-    written = write(blocks.compilation(), tmp_path / "network.json", seconds={"silu": 1e-3})
-    names = ["network.json", "network.flops.json", "network.bytes.json", "network.seconds.json"]
+    written = write(blocks.compilation(), tmp_path / "network.json")
+    names = ["network.json", "network.flops.json", "network.bytes.json"]
     assert [path.name for path in written] == names
     assert json.loads(written[0].read_text())["label"] == "network"
-    assert list(json.loads(written[3].read_text())) == ["005_tabulate"]
+    assert list(json.loads(written[2].read_text())) == ["000_captured", "005_tabulate"]
 
 
 def test_its_own_package_reads_it(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_its_own_package_reads_it(tmp_path: Path) -> None:
     from dacite import Config, from_dict
     from model_explorer import node_data_builder
 
-    graphs, *data = write(blocks.compilation(), tmp_path / "network.json", seconds={"silu": 1e-3})
+    graphs, *data = write(blocks.compilation(), tmp_path / "network.json")
     read = from_dict(builder.GraphCollection, json.loads(graphs.read_text()), config=Config(strict=True))
     assert len(read.graphs) == 2
     for path in data:

@@ -132,11 +132,6 @@ def test_runs_per_image(steps: int, calls: int, first: tuple[int, ...], later: t
     assert runs == {"first": dict(zip(STAGES, first, strict=True)), "later": dict(zip(STAGES, later, strict=True))}
 
 
-def test_errors_of_nodes() -> None:
-    found = document(small(), View(errors={"out": 3e-4}))
-    assert [node["error"] for node in found["nodes"] if "error" in node] == [3e-4]
-
-
 def test_energy_is_the_longer_of_computing_and_moving() -> None:
     price = WorkEstimate(watts=2.0, flops_per_second=100.0, bytes_per_second=10.0)
     assert price.joules(flops=100, bytes=1) == 2.0
@@ -146,7 +141,7 @@ def test_energy_is_the_longer_of_computing_and_moving() -> None:
 
 def test_every_field_is_documented() -> None:
     text = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
-    found = document(small(), View(errors={"out": 3e-4}))
+    found = document(small(), View())
     call = next(node for node in found["nodes"] if node["kind"] == "call")
     sample = [found, found["passes"][1], *found["nodes"], *call["versions"], *found["passes"][1]["stages"].values()]
     missing = sorted({key for entry in sample for key in entry if f"`{key}`" not in text})

@@ -214,6 +214,17 @@ def test_search_by_keyboard(shown: Page) -> None:
     shown.shows("all passes")
 
 
+def test_removed_nodes_are_found_where_they_are_drawn(shown: Page, compilation: Compilation) -> None:
+    found = document(compilation)
+    number, node = next((entry["number"], entry["changes"]["removed"][0]) for entry in found["passes"]
+                        if entry["changes"]["removed"])  # fmt: skip
+    name = found["nodes"][node]["versions"][-1]["name"]
+    shown.page.locator("button.pass").nth(number + 1).click()
+    shown.page.keyboard.press("/")
+    shown.page.keyboard.type(name)
+    assert name in [text.split()[0] for text in shown.page.get_by_role("option").all_inner_texts()]
+
+
 def test_search_moves_with_the_arrows_and_closes_with_escape(shown: Page) -> None:
     shown.page.keyboard.press("/")
     shown.page.keyboard.type("linear")

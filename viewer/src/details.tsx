@@ -86,7 +86,6 @@ function NodeDetails({ doc, pass, id, onNode, onPass, onGroup, onClose, model }:
         <Fact term="cost">{node.kind === "call" ? <Cost version={version} /> : ""}</Fact>
         <Fact term="module">{version.module ? (model.groups.has(version.module) ? <button type="button" class="plain" onClick={() => onGroup(version.module!)}><Breakable text={version.module} /></button> : <Breakable text={version.module} />) : ""}</Fact>
         <Fact term="source">{version.source ?? ""}</Fact>
-        <Fact term="error">{node.error !== undefined ? `${node.error.toExponential(2)} (relative, measured)` : ""}</Fact>
       </dl>
       <History doc={doc} node={node} id={id} pass={pass} onPass={onPass} />
       {held.length > 0 && (

@@ -29,7 +29,6 @@ export type Node = {
   kind: "input" | "call" | "subgraph" | "output";
   role?: string;
   path?: string;
-  error?: number;
   versions: Version[];
 };
 

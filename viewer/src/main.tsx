@@ -132,7 +132,7 @@ function App({ doc }: { doc: Document }) {
     <>
       <a class="skip" href="#graph">Skip to the graph</a>
       <Header doc={doc}>
-        <Search doc={doc} model={model} pass={pass} input={search} onPick={pick} />
+        <Search doc={doc} model={model} span={span} input={search} onPick={pick} />
         <button type="button" class="tool theme" aria-label={`Switch to ${theme === "dark" ? "light" : "dark"} colours`} title="Light or dark" onClick={() => setTheme(theme === "dark" ? "light" : "dark")}>
           <span aria-hidden="true">{theme === "dark" ? "☀" : "☾"}</span>
         </button>

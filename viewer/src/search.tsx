@@ -1,13 +1,13 @@
 // Search over names, operations, modules and source lines.
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { shortOp, versionAt, type Document } from "./document";
+import { shortOp, versionAt, type Document, type Span } from "./document";
 import type { Tree } from "./hierarchy";
 
 export type Hit = { key: string; title: string; detail: string; node?: number; group?: string };
 const SHOWN = 60;
 const COMBOBOX = { role: "combobox" } as object;  // its type would want a datalist
 
-export function find(doc: Document, model: Tree, pass: number, query: string): Hit[] {
+export function find(doc: Document, model: Tree, span: Span, query: string): Hit[] {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
   if (!words.length) return [];
   const hits: [number, Hit][] = [];
@@ -18,7 +18,7 @@ export function find(doc: Document, model: Tree, pass: number, query: string): H
     }
   }
   doc.nodes.forEach((node, id) => {
-    const version = versionAt(node, pass);
+    const version = versionAt(node, span.to) ?? versionAt(node, span.from);  // removed ones are drawn on the left
     if (!version) return;
     const op = shortOp(node, version);
     const fields = [version.name, op, version.op, version.module, version.source, node.path].map((text) => (text ?? "").toLowerCase());
@@ -30,13 +30,13 @@ export function find(doc: Document, model: Tree, pass: number, query: string): H
   return hits.sort(([a], [b]) => a - b).map(([, hit]) => hit);
 }
 
-type Props = { doc: Document; model: Tree; pass: number; input: { current: HTMLInputElement | null }; onPick: (hit: Hit) => void };
+type Props = { doc: Document; model: Tree; span: Span; input: { current: HTMLInputElement | null }; onPick: (hit: Hit) => void };
 
-export function Search({ doc, model, pass, input, onPick }: Props) {
+export function Search({ doc, model, span, input, onPick }: Props) {
   const [query, setQuery] = useState("");
   const [open, setOpen] = useState(false);
   const [at, setAt] = useState(0);
-  const hits = useMemo(() => (open ? find(doc, model, pass, query) : []), [doc, model, pass, query, open]);
+  const hits = useMemo(() => (open ? find(doc, model, span, query) : []), [doc, model, span, query, open]);
   const list = useRef<HTMLUListElement>(null);
   useEffect(() => setAt(0), [query]);
   useEffect(() => list.current?.querySelector('[aria-selected="true"]')?.scrollIntoView({ block: "nearest" }), [at]);

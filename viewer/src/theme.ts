@@ -1,5 +1,5 @@
 // Colours of the canvas; those of the rest are in style.css. Stages: tints of Okabe and Ito's colours, which people with
-// any kind of colour vision tell apart, as in graphopt/debug/viz/palette.py. Marks have signs beside colours.
+// any kind of colour vision tell apart; a test holds their hues to graphopt/debug/viz/palette.py. Marks have signs, too.
 import { STAGES, type Kind, type Stage } from "./document";
 
 export type Theme = "light" | "dark";

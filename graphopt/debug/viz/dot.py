@@ -9,6 +9,8 @@ Program.
 
 from __future__ import annotations
 
+import importlib
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,21 +69,27 @@ def picture(source: Compilation | Program, *, format: str = "svg", dpi: int | No
     return draw(text, format, dpi or 96)
 
 
-def draw(text: str, format: str, dpi: int = 96) -> bytes:
-    """A text in Graphviz's language, drawn. Raises UsageError where Graphviz is not installed."""
+def available(format: str) -> None:
+    """Raise UsageError where Graphviz, which draws `format`, is not installed."""
     hint = "or ask for the format dot, which needs neither"
     try:
-        import graphviz
+        importlib.import_module("graphviz")
     except ImportError:
         what = f"{format} needs the Python package graphviz"
         raise UsageError(what, where="format", hint=f"pip install 'graphopt[viz]', {hint}") from None
+    if shutil.which("dot") is None:
+        what = f"{format} is drawn by Graphviz's program dot, which was not found"
+        raise UsageError(what, where="format", hint=f"apt install graphviz, or https://graphviz.org; {hint}")
+
+
+def draw(text: str, format: str, dpi: int = 96) -> bytes:
+    """A text in Graphviz's language, drawn. Raises UsageError where Graphviz is not installed."""
+    available(format)
+    import graphviz
+
     if format == "png":
         text = text.replace("digraph graphopt {", f"digraph graphopt {{\n  dpi={dpi}", 1)
-    try:
-        drawn: bytes = graphviz.Source(text).pipe(format=format)
-    except graphviz.ExecutableNotFound:
-        what = f"{format} is drawn by Graphviz's program dot, which was not found"
-        raise UsageError(what, where="format", hint=f"apt install graphviz, or https://graphviz.org; {hint}") from None
+    drawn: bytes = graphviz.Source(text).pipe(format=format)
     return drawn
 
 
@@ -95,8 +103,8 @@ def dot(
     ----------
     source : a Compilation, or a Program as it is.
     stage : show this one only, and what it takes from others as one box each.
-    after : the pass after which to look: its name (the last of that name), its number or both (``007_hoist``); the last
-        pass where not given.
+    after : the pass after which to look: its name, its number (for one that runs twice) or both (``007_hoist``); the
+        last pass where not given.
     depth : levels of submodules to tell apart; what lies deeper is folded. 0 folds nothing.
     compare : the Program before the pass and after it, with what it removed, added, moved to another stage or changed.
         Submodules in which nothing changed are folded into one box.

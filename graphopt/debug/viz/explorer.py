@@ -23,7 +23,7 @@ from graphopt.debug.viz.fold import chosen, cost_of, levels, operator_name, stag
 from graphopt.debug.viz.palette import COLOURS, scaled, tint
 from graphopt.errors import UsageError
 from graphopt.ir.printer import describe
-from graphopt.ir.program import Program, bind
+from graphopt.ir.program import Input, Program, bind
 
 _GRADIENT = [{"stop": 0, "bgColor": "#ffffff"}, {"stop": 1, "bgColor": COLOURS["step"]}]
 
@@ -58,22 +58,15 @@ def node_data(compilation: Compilation, figure: str, passes: Sequence[str | int]
 
 
 def overlay(values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Node data from numbers by graph (``019_hoist``) and node: measured seconds, errors."""
+    """Node data from numbers by graph (``019_hoist``) and node: such as measured seconds."""
     return {
         graph: {"results": {name: {"value": value} for name, value in some.items()}, "gradient": _GRADIENT}
         for graph, some in values.items()
     }
 
 
-def write(
-    compilation: Compilation, path: Path, passes: Sequence[str | int] = (0, -1),
-    seconds: Mapping[str, float] | None = None,
-) -> list[Path]:  # fmt: skip
-    """Write a collection to `path`, and beside it node data: ``.flops.json``, ``.bytes.json`` and ``.seconds.json``.
-
-    Parameters
-    ----------
-    seconds : measured, by node of the last pass; see `graphopt.debug.profile`.
+def write(compilation: Compilation, path: Path, passes: Sequence[str | int] = (0, -1)) -> list[Path]:
+    """Write a collection to `path`, and beside it node data: ``.flops.json`` and ``.bytes.json``.
 
     Returns
     -------
@@ -82,8 +75,6 @@ def write(
     written = {path: collection(compilation, passes)}
     for figure in ("flops", "bytes"):
         written[path.with_suffix(f".{figure}.json")] = node_data(compilation, figure, passes)
-    if seconds is not None:
-        written[path.with_suffix(".seconds.json")] = overlay({compilation.snapshots[-1].slug: seconds})
     for file, content in written.items():
         file.write_text(json.dumps(content), encoding="utf-8")
     return list(written)
@@ -117,17 +108,22 @@ def _snapshots(compilation: Compilation, passes: Sequence[str | int]) -> list[Sn
 
 def _graph(snapshot: Snapshot) -> dict[str, Any]:
     program = snapshot.program
-    nodes = [_node(program, node) for node in program.graph.nodes if node.target is not operator.getitem]
+    entries = {entry.name: entry for entry in program.inputs}
+    nodes = [
+        _node(program, node, entries.get(node.name))
+        for node in program.graph.nodes
+        if node.target is not operator.getitem
+    ]
     return {"id": snapshot.slug, "nodes": nodes, "groupNodeAttributes": _groups(program)}
 
 
-def _node(program: Program, node: fx.Node) -> dict[str, Any]:
+def _node(program: Program, node: fx.Node, entry: Input | None) -> dict[str, Any]:
     stage = stage_of(program, node)
     return {
         "id": node.name,
         "label": node.name if node.op == "placeholder" else operator_name(node),
-        "namespace": "/".join(_place(program, node)),
-        "attrs": [{"key": key, "value": value} for key, value in _attributes(program, node, stage) if value],
+        "namespace": "/".join(_place(node, entry)),
+        "attrs": [{"key": key, "value": value} for key, value in _attributes(node, entry, stage) if value],
         "incomingEdges": list(_incoming(node)),
         "outputsMetadata": [
             {"id": str(k), "attrs": [{"key": "shape", "value": describe(value)}]} for k, value in _outputs(node)
@@ -140,19 +136,17 @@ def _node(program: Program, node: fx.Node) -> dict[str, Any]:
     }
 
 
-def _place(program: Program, node: fx.Node) -> tuple[str, ...]:
+def _place(node: fx.Node, entry: Input | None) -> tuple[str, ...]:
     """The submodule of a node; that of a weight by its name in the model."""
-    if node.op != "placeholder":
+    if entry is None:
         return levels(node.meta.get("module", ""))
-    path = {entry.name: entry.path for entry in program.inputs}[node.name]
-    return levels(path.rpartition(".")[0]) if program.role(node) == "weight" else ()
+    return levels(entry.path.rpartition(".")[0]) if entry.role == "weight" else ()
 
 
-def _attributes(program: Program, node: fx.Node, stage: str) -> Iterator[tuple[str, str]]:
+def _attributes(node: fx.Node, entry: Input | None, stage: str) -> Iterator[tuple[str, str]]:
     yield "stage", stage
     cost = cost_of([node])
-    if node.op == "placeholder":
-        (entry,) = (entry for entry in program.inputs if entry.name == node.name)
+    if entry is not None:
         yield "role", entry.role
         yield "path", entry.path
     yield "operator", str(node.target) if node.op == "call_function" else ""

@@ -8,8 +8,9 @@ itself has one of its own.
 from __future__ import annotations
 
 import operator
+import re
 import statistics
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -116,18 +117,38 @@ def by_stage(program: Program, nodes: Iterable[fx.Node]) -> dict[str, list[fx.No
 
 
 def chosen(compilation: Compilation, after: str | int | None) -> Snapshot:
-    """The snapshot after a pass, given by its number, its name (the last of that name) or both, ``007_hoist``.
+    """The snapshot after a pass, see `position`; the last where none is named. Raises UsageError as that does."""
+    order = [snapshot.name for snapshot in compilation.snapshots[1:]]
+    return compilation.snapshots[-1 if after is None else position(after, order, "after")]
 
-    Raises UsageError when there is no such pass.
+
+def position(after: str | int, order: Sequence[str], where: str) -> int:
+    """Where a pass stands in a row of passes, counting from 1; 0 for ``captured``.
+
+    Parameters
+    ----------
+    after : its number, its name (with or without options), or both as dumps are called, ``007_hoist``.
+    order : the passes that run, as the command line spells them.
+    where : what names the pass, for the message.
+
+    Raises
+    ------
+    UsageError : there is no such pass, the number is another's, or the name alone says too little.
     """
-    if after is None:
-        return compilation.snapshots[-1]
-    for snapshot in reversed(compilation.snapshots):
-        names = (str(snapshot.number), snapshot.name, snapshot.slug, snapshot.slug.partition("_")[2])
-        if str(after) in names:
-            return snapshot
-    known = dict.fromkeys(snapshot.slug.partition("_")[2] for snapshot in compilation.snapshots)
-    raise UsageError(f"no pass '{after}' ran on {compilation.name}", where="after", hint=nearest(str(after), known))
+    names = ["captured", *order]
+    slugs = [f"{number:03}_{name.partition('{')[0]}" for number, name in enumerate(names)]
+    text = str(after)
+    if text in slugs or (text.isdecimal() and int(text) < len(names)):
+        return int(text.partition("_")[0])
+    wanted = re.sub(r"^\d+_", "", text)
+    found = [number for number, name in enumerate(names) if wanted in (name, name.partition("{")[0])]
+    if len(found) == 1 and wanted == text:
+        return found[0]
+    known = f"{nearest(wanted, {slug.partition('_')[2] for slug in slugs})}; or a number up to {len(order)}"
+    numbered = " or ".join(slugs[number] for number in found)
+    if len(found) > 1 and wanted == text:
+        raise UsageError(f"'{text}' runs {len(found)} times", where=where, hint=f"with its number: {numbered}")
+    raise UsageError(f"no pass '{text}' runs", where=where, hint=f"did you mean {numbered}?" if found else known)
 
 
 def check_stage(stage: str | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,7 +38,6 @@ class View:
     steps, calls : steps of an image, and how often the module is called for it.
     stage : the only stage to show, or the one to begin with; None for all.
     after : the number of the pass to show, or to begin with; None for the last.
-    errors : of nodes of the last Program, by name, where they were measured: relative, against the original.
     depth, compare : of pictures, see `graphopt.debug.viz.dot`.
     """
 
@@ -47,7 +46,6 @@ class View:
     calls: int = 1
     stage: str | None = None
     after: int | None = None
-    errors: Mapping[str, float] = field(default_factory=dict)
     depth: int = 2
     compare: bool = False
 
@@ -73,7 +71,6 @@ def document(compilation: Compilation, view: View | None = None) -> dict[str, An
         tracks.follow(snapshot, found)
         passes.append(_pass(snapshot, found, tracks, view))
         before = snapshot
-    tracks.measured(view.errors)
     return {
         "schema": SCHEMA,
         "module": compilation.name,
@@ -183,10 +180,6 @@ class _Tracks:
         """The node of a place; in words, where it was there only between two rewrites."""
         known = self.gone.get(place.node, self.alive.get(place.node))
         return str(place) if known is None else known
-
-    def measured(self, errors: Mapping[str, float]) -> None:
-        for name, error in errors.items():
-            self.nodes[self.alive[name]]["error"] = error
 
 
 def _kind(node: fx.Node, entries: Mapping[str, Input]) -> dict[str, Any]:
