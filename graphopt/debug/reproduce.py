@@ -66,9 +66,9 @@ def reproduce(
         return _narrowed(found, drawn, True, off)
     module, calls = record()
     real = [values for call in calls if (values := _real(before, found.before, module, *call)) is not None]
-    for accuracy in (accuracy, "bitwise"):  # the second: what is allowed, and may still grow over the steps
+    for each in (accuracy, "bitwise"):  # the second: what is allowed, and may still grow over the steps
         for values in real:
-            if off := _off(found, values, accuracy):
+            if off := _off(found, values, each):
                 return _narrowed(found, values, False, off)
     if not real:
         return "seeded inputs show no difference, and the inputs of the run do not fit the program"
