@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import networkx
-
 from graphopt.errors import GraphoptError, PassError
 from graphopt.ir.program import Program
 from graphopt.ir.rewrite import Match, Observer, Pass, spell
@@ -54,19 +52,16 @@ def check_order(pipeline: Sequence[Pass]) -> None:
 
 
 def _legal_order(pipeline: Sequence[Pass]) -> str | None:
-    """The order nearest to the given one in which all requirements are met; None where passes are missing."""
-    order = networkx.DiGraph()
-    order.add_nodes_from(range(len(pipeline)))
-    for position, pass_ in enumerate(pipeline):
-        for name in pass_.requires:
-            sources = [other for other, entry in enumerate(pipeline) if name in entry.ensures and other != position]
-            if not sources:
-                return None
-            order.add_edge(sources[0], position)
-    if not networkx.is_directed_acyclic_graph(order):
-        return None
-    legal = networkx.lexicographical_topological_sort(order)
-    return "this order is legal: " + " → ".join(spell(pipeline[position]) for position in legal)
+    """The order nearest to the given one in which all requirements are met; None where there is no such order."""
+    left, order, ensured = list(pipeline), list[Pass](), set[str]()
+    while left:
+        # The first that can stand next: what is ensured stays so, and no choice rules out what another would allow.
+        found = next((position for position, pass_ in enumerate(left) if ensured.issuperset(pass_.requires)), None)
+        if found is None:
+            return None
+        order.append(left.pop(found))
+        ensured.update(order[-1].ensures)
+    return "this order is legal: " + " → ".join(map(spell, order))
 
 
 def run_pass(pass_: Pass, program: Program, observer: Observer | None = None, *, check: bool = True) -> Program:

@@ -159,3 +159,32 @@ def test_a_lossy_pass_may_change_values() -> None:
     after = run_pass(Lossy(), example(), Verification(values=True), check=False)
     assert dump(after) != dump(example())
     check_pass(Lossy(), example())
+
+
+@dataclass(frozen=True)
+class Needs(Pass):
+    """Never fires; `a` needs and gives other things than `b`."""
+
+    what: str = ""
+
+    find = MakeSines.find
+    rewrite = MakeSines.rewrite
+
+    @property
+    def requires(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self.what.partition(">")[0].split())
+
+    @property
+    def ensures(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self.what.partition(">")[2].split())
+
+
+def test_an_order_is_found_where_the_first_that_ensures_something_needs_it_itself() -> None:
+    first, second, third = (Needs(what) for what in ("y > x", "x > y", " > x"))
+    order = " → ".join(spell(pass_) for pass_ in (third, second, first))
+    with pytest.raises(PassError) as raised:
+        check_order((first, second, third))
+    assert f"this order is legal: {order}" in str(raised.value)
+    check_order((third, second, first))
+    with pytest.raises(PassError, match="add a pass that ensures 'y'"):
+        check_order((first, second))
