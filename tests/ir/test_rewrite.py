@@ -162,6 +162,42 @@ def test_a_lossy_pass_may_change_values() -> None:
 
 
 @dataclass(frozen=True)
+class Unrunnable(SinToCos):
+    """Makes an operation that raises when its shapes are inferred anew."""
+
+    def rewrite(self, program: Program, match: Match) -> None:
+        super().rewrite(program, match)
+        node = next(iter(program.calls(aten.cos.default)))
+        node.target = aten.reshape.default
+        node.args = (node.args[0], [-7])
+
+
+def test_a_result_that_cannot_be_checked_is_the_fault_of_the_pass() -> None:
+    with pytest.raises(VerificationError, match="cannot be checked: RuntimeError"):
+        run_pass(Unrunnable(), example())
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), PassError("mine")], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "method", ["pass_begins", "allows", "rewrites", "rewritten", "refuses", "checks", "pass_ends", "pass_fails"]
+)
+def test_what_an_observer_raises_goes_to_the_caller(method: str, error: Exception) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    observer = Recorder()
+    setattr(observer, method, fails)
+    pipeline = (MakeSines(), SinToCos("raises" if method == "pass_fails" else ""))
+    if method == "checks" and isinstance(error, PassError):
+        with pytest.warns(RuntimeWarning, match="was rolled back: mine"):
+            assert dump(run_pipeline(pipeline, example(), observer)) == dump(example())
+        return
+    with pytest.raises(type(error)) as raised:
+        run_pipeline(pipeline, example(), observer)
+    assert raised.value is error
+
+
+@dataclass(frozen=True)
 class Needs(Pass):
     """Never fires; `a` needs and gives other things than `b`."""
 
