@@ -61,14 +61,14 @@ def reproduce(
     if isinstance(found, str):
         return found
     drawn = _seeded(found.before)
-    accuracy = "bitwise" if pass_.accuracy == "bitwise" else "rounding"  # a lossy pass may do what is looked for here
-    if off := _off(found, drawn, accuracy):
+    allowed = "bitwise" if pass_.accuracy == "bitwise" else "rounding"  # a lossy pass may do what is looked for here
+    if off := _off(found, drawn, allowed):
         return _narrowed(found, drawn, True, off)
     module, calls = record()
     real = [values for call in calls if (values := _real(before, found.before, module, *call)) is not None]
-    for each in (accuracy, "bitwise"):  # the second: what is allowed, and may still grow over the steps
+    for accuracy in (allowed, "bitwise"):  # the second: what is allowed, and may still grow over the steps
         for values in real:
-            if off := _off(found, values, each):
+            if off := _off(found, values, accuracy):
                 return _narrowed(found, values, False, off)
     if not real:
         return "seeded inputs show no difference, and the inputs of the run do not fit the program"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
-
-import networkx
 
 from graphopt.errors import GraphoptError, PassError
 from graphopt.ir.program import Program
@@ -55,71 +54,97 @@ def check_order(pipeline: Sequence[Pass]) -> None:
 
 
 def _legal_order(pipeline: Sequence[Pass]) -> str | None:
-    """The order nearest to the given one in which all requirements are met; None where passes are missing."""
-    order = networkx.DiGraph()
-    order.add_nodes_from(range(len(pipeline)))
-    for position, pass_ in enumerate(pipeline):
-        for name in pass_.requires:
-            sources = [other for other, entry in enumerate(pipeline) if name in entry.ensures and other != position]
-            if not sources:
-                return None
-            order.add_edge(sources[0], position)
-    if not networkx.is_directed_acyclic_graph(order):
-        return None
-    legal = networkx.lexicographical_topological_sort(order)
-    return "this order is legal: " + " → ".join(spell(pipeline[position]) for position in legal)
+    """The order nearest to the given one in which all requirements are met; None where there is no such order."""
+    left, order, ensured = list(pipeline), list[Pass](), set[str]()
+    while left:
+        # The first that can stand next: what is ensured stays so, and no choice rules out what another would allow.
+        found = next((position for position, pass_ in enumerate(left) if ensured.issuperset(pass_.requires)), None)
+        if found is None:
+            return None
+        order.append(left.pop(found))
+        ensured.update(order[-1].ensures)
+    return "this order is legal: " + " → ".join(map(spell, order))
+
+
+class _Failed(Exception):
+    """A pass has failed. What observers raise is none of these, whatever its class."""
+
+    def __init__(self, failure: PassError) -> None:
+        self.failure = failure
 
 
 def run_pass(pass_: Pass, program: Program, observer: Observer | None = None, *, check: bool = True) -> Program:
     """The Program after one pass; `program` itself is left as it is.
 
-    Raises PassError (or its subclass VerificationError) when the pass raises or its result is not a valid Program.
+    Raises PassError (or its subclass VerificationError) when the pass raises or its result is not a valid Program, and
+    what observers raise, other than a GraphoptError of `Observer.checks`, which is such a failure of the pass.
     """
+    try:
+        return _attempt(pass_, program, observer, check)
+    except _Failed as failed:
+        raise failed.failure from failed.failure.__cause__
+
+
+def _attempt(pass_: Pass, program: Program, observer: Observer | None, check: bool) -> Program:
     observer = Observers((*([Verification()] if check else []), *([observer] if observer else [])))
     observer.pass_begins(pass_, program)
     after, fired, refused = program.copy(), 0, set[str]()
     after.rule = pass_.name
-    try:
-        for _ in range(_MAX_SWEEPS):
-            before_sweep = fired
-            for match in _matches(pass_, after):
+    for _ in range(_MAX_SWEEPS):
+        before_sweep = fired
+        with _blamed(pass_, program, observer):
+            found = list(pass_.find(after))
+        for match in found:
+            with _blamed(pass_, program, observer):
+                if not match.alive:
+                    continue
                 refusal = pass_.legal(after, match)
-                if refusal is None:
-                    if observer.allows(pass_, match):
-                        observer.rewrites(pass_, match)
+                place = refusal.node.name if refusal is not None else ""
+            if refusal is None:
+                if observer.allows(pass_, match):
+                    observer.rewrites(pass_, match)
+                    with _blamed(pass_, program, observer):
                         pass_.rewrite(after, match)
-                        observer.rewritten(pass_, match, after)
-                        fired += 1
-                elif refusal.node.name not in refused:
-                    refused.add(refusal.node.name)
-                    observer.refuses(pass_, refusal)
-            if fired > before_sweep:
-                settle(after)
-            if fired == before_sweep or not pass_.repeat:
-                break
-        if fired:
+                    observer.rewritten(pass_, match, after)
+                    fired += 1
+            elif place not in refused:
+                refused.add(place)
+                observer.refuses(pass_, refusal)
+        if fired > before_sweep:
+            settle(after)
+        if fired == before_sweep or not pass_.repeat:
+            break
+    if fired:
+        with _blamed(pass_, program, observer, GraphoptError):
             observer.checks(pass_, program, after)
-    except GraphoptError as error:
-        failure = error if isinstance(error, PassError) else PassError(str(error), where=f"pass '{pass_.name}'")
-        observer.pass_fails(pass_, program, failure)
-        raise failure from error
-    except Exception as error:
-        failure = PassError(
-            f"pass '{pass_.name}' raised {type(error).__name__}: {error}",
-            where=f"program '{program.name}'",
-            hint="this is a bug in the pass; leave it out of the pipeline, or run with strict=True for the traceback",
-        )
-        observer.pass_fails(pass_, program, failure)
-        raise failure from error
     after.rule = ""
     observer.pass_ends(pass_, program, after, fired)
     return after
 
 
-def _matches(pass_: Pass, program: Program) -> Iterator[Match]:
-    for match in list(pass_.find(program)):
-        if match.alive:
-            yield match
+@contextlib.contextmanager
+def _blamed(pass_: Pass, program: Program, observer: Observer, kind: type[Exception] = Exception) -> Iterator[None]:
+    """Within it, errors of this kind are failures of the pass, and told to the observer."""
+    try:
+        yield
+    except kind as error:
+        failure = _failure(pass_, program, error)
+        if failure is not error:
+            failure.__cause__ = error
+        observer.pass_fails(pass_, program, failure)
+        raise _Failed(failure) from error
+
+
+def _failure(pass_: Pass, program: Program, error: Exception) -> PassError:
+    if isinstance(error, PassError):
+        return error
+    if isinstance(error, GraphoptError):
+        return PassError(str(error), where=f"pass '{pass_.name}'")
+    return PassError(
+        f"pass '{pass_.name}' raised {type(error).__name__}: {error}",
+        where=f"program '{program.name}'",
+        hint="this is a bug in the pass; leave it out of the pipeline, or run with strict=True for the traceback",
+    )
 
 
 def run_pipeline(
@@ -130,9 +155,10 @@ def run_pipeline(
     check_order(pipeline)
     for pass_ in pipeline:
         try:
-            program = run_pass(pass_, program, observer, check=check)
-        except PassError as error:
+            program = _attempt(pass_, program, observer, check)
+        except _Failed as failed:
             if strict:
-                raise
-            warnings.warn(f"graphopt: pass '{pass_.name}' was rolled back: {error}", RuntimeWarning, stacklevel=2)
+                raise failed.failure from failed.failure.__cause__
+            what = f"graphopt: pass '{pass_.name}' was rolled back: {failed.failure}"
+            warnings.warn(what, RuntimeWarning, stacklevel=2)
     return program

@@ -116,7 +116,8 @@ def spell(pass_: Pass) -> str:
 class Observer:
     """The one hook through which timing, verification, statistics, dumps, bisection and pictures see the compiler.
 
-    All methods do nothing; override those that matter. Programs are not changed once a pass has ended, and may be kept.
+    All methods do nothing; override those that matter. What they raise goes to the caller, but for `checks`. Programs
+    are not changed once a pass has ended, and may be kept.
     In order they are called: `program_begins`; for each pass `pass_begins`, then `allows`, `rewrites` and `rewritten`
     for each legal match and `refuses` for each other one, then `checks`, then `pass_ends` or `pass_fails`;
     `program_ends`; for each stage `build_begins`, then `build_ends` or `build_fails`. Where no pass gains from what was
@@ -144,7 +145,7 @@ class Observer:
     def refuses(self, pass_: Pass, refusal: Refusal) -> None: ...
 
     def checks(self, pass_: Pass, before: Program, after: Program) -> None:
-        """What a pass that fired has made. Raise VerificationError to have it rolled back."""
+        """What a pass that fired has made. Raise a GraphoptError to have it rolled back."""
 
     def pass_ends(self, pass_: Pass, before: Program, after: Program, fired: int) -> None: ...
 

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_map_only
 
-from graphopt.errors import VerificationError
+from graphopt.errors import GraphoptError, VerificationError
 from graphopt.ir.effects import is_view
 from graphopt.ir.program import Program, infer
 from graphopt.ir.rewrite import Observer, Pass
@@ -36,6 +36,15 @@ class Verification(Observer):
         self.values = values
 
     def checks(self, pass_: Pass, before: Program, after: Program) -> None:
+        try:
+            self._check(pass_, before, after)
+        except GraphoptError:
+            raise
+        except Exception as error:  # of an operation, which cannot do what the pass wants it to
+            what = f"the result cannot be checked: {type(error).__name__}: {error}"
+            raise VerificationError(what, where=f"after pass '{pass_.name}'") from error
+
+    def _check(self, pass_: Pass, before: Program, after: Program) -> None:
         verify(before, after)
         if self.values:
             inputs = example_inputs(before)

@@ -166,3 +166,68 @@ def test_a_lossy_pass_may_change_values() -> None:
     after = run_pass(Lossy(), example(), Verification(values=True), check=False)
     assert dump(after) != dump(example())
     check_pass(Lossy(), example())
+
+
+@dataclass(frozen=True)
+class Unrunnable(SinToCos):
+    """Makes an operation that raises when its shapes are inferred anew."""
+
+    def rewrite(self, program: Program, match: Match) -> None:
+        super().rewrite(program, match)
+        node = next(iter(program.calls(aten.cos.default)))
+        node.target = aten.reshape.default
+        node.args = (node.args[0], [-7])
+
+
+def test_a_result_that_cannot_be_checked_is_the_fault_of_the_pass() -> None:
+    with pytest.raises(VerificationError, match="cannot be checked: RuntimeError"):
+        run_pass(Unrunnable(), example())
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), PassError("mine")], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "method", ["pass_begins", "allows", "rewrites", "rewritten", "refuses", "checks", "pass_ends", "pass_fails"]
+)
+def test_what_an_observer_raises_goes_to_the_caller(method: str, error: Exception) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    observer = Recorder()
+    setattr(observer, method, fails)
+    pipeline = (MakeSines(), SinToCos("raises" if method == "pass_fails" else ""))
+    if method == "checks" and isinstance(error, PassError):
+        with pytest.warns(RuntimeWarning, match="was rolled back: mine"):
+            assert dump(run_pipeline(pipeline, example(), observer)) == dump(example())
+        return
+    with pytest.raises(type(error)) as raised:
+        run_pipeline(pipeline, example(), observer)
+    assert raised.value is error
+
+
+@dataclass(frozen=True)
+class Needs(Pass):
+    """Never fires; `a` needs and gives other things than `b`."""
+
+    what: str = ""
+
+    find = MakeSines.find
+    rewrite = MakeSines.rewrite
+
+    @property
+    def requires(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self.what.partition(">")[0].split())
+
+    @property
+    def ensures(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self.what.partition(">")[2].split())
+
+
+def test_an_order_is_found_where_the_first_that_ensures_something_needs_it_itself() -> None:
+    first, second, third = (Needs(what) for what in ("y > x", "x > y", " > x"))
+    order = " → ".join(spell(pass_) for pass_ in (third, second, first))
+    with pytest.raises(PassError) as raised:
+        check_order((first, second, third))
+    assert f"this order is legal: {order}" in str(raised.value)
+    check_order((third, second, first))
+    with pytest.raises(PassError, match="add a pass that ensures 'y'"):
+        check_order((first, second))
