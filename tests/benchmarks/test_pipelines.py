@@ -86,4 +86,5 @@ def test_overhead_is_split_into_parts() -> None:
     module, calls = noted(PIPELINES["pixart-like"])
     row = overhead("tiny", module, calls[:4], 0.2)
     assert 0 < row.overhead < row.call and row.kernel < row.call
-    assert all(seconds > 0 for seconds in row.parts.values())
+    assert all(seconds >= 0 for seconds in row.parts.values())
+    assert {name for name, seconds in row.parts.items() if not seconds} <= {"rebuilding the output"}  # a plain tuple

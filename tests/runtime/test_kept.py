@@ -62,7 +62,7 @@ def test_another_role_or_name_is_another_program() -> None:
     def kept(role: Any, name: str) -> Any:
         def capture() -> Program:
             made.append((role, name))
-            return Program(torch.fx.Graph(), (), {}, None, name, torch.nn.Module())  # type: ignore[arg-type]
+            return Program(torch.fx.Graph(), (), {}, None, name, torch.nn.Module())
 
         return captures.of(module, call, {"x": role}, name, capture)
 
