@@ -43,6 +43,21 @@ def test_every_page_has_its_place_in_the_navigation(source: Path) -> None:
     assert set(API) == {Path(page).stem for page in pages if page.startswith("api/")}
 
 
+def test_no_marker_was_left_to_fill_in(source: Path) -> None:
+    marker = re.compile(r"@[A-Z][A-Z_]+@")
+    assert marker.search("| @TABLE@ |")
+    pages = [page for page in source.rglob("*.md") if marker.search(page.read_text(encoding="utf-8"))]
+    assert pages == []
+
+
+def test_every_module_of_debug_is_in_the_architecture() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    modules = {file.name for file in (ROOT / "graphopt/debug").glob("*.py")} - {"__init__.py", "statistics.py",
+                                                                               "history.py", "limit.py"}  # fmt: skip
+    named = {"Statistics", "History", "Limit", "Boundary", "Verification"} | modules
+    assert [name for name in sorted(named) if f"`{name}`" not in text] == []
+
+
 def test_nothing_comes_from_the_network() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert "font: false" in text and "http" not in text

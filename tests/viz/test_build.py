@@ -15,6 +15,7 @@ import pytest
 from graphopt.debug.viz.html import STATIC
 from graphopt.debug.viz.palette import COLOURS
 from tests.structure.checks import ROOT, tracked_files
+from tests.viz.conftest import need
 
 VIEWER = ROOT / "viewer"
 
@@ -65,6 +66,13 @@ def test_every_bundled_package_has_its_licence() -> None:
     text = (STATIC / "THIRD_PARTY_LICENSES.txt").read_text(encoding="utf-8")
     for name, version in bundled.items():
         assert f"{name} {version} (" in text
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_only_ci_insists_on_programs(ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="Chromium is not on the PATH"):
+        need(None, "Chromium")
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from graphopt.testing import sketch
 from tests.goldens import Golden
 from tests.ir import models
 from tests.viz import blocks
+from tests.viz.conftest import need, package
 
 
 @pytest.fixture(scope="module")
@@ -153,15 +154,15 @@ def test_names_that_html_or_graphviz_would_read_are_quoted() -> None:
         node.meta["module"] = 'a<b>&"c".0.inner'
     text = dot(program, depth=2)
     assert "a&lt;b&gt;&amp;" in text and 'a<b>&"' not in text
-    if shutil.which("dot"):
-        pytest.importorskip("graphviz")
-        assert picture(program, format="svg").startswith(b"<?xml")
+    need(shutil.which("dot"), "Graphviz's dot")
+    package("graphviz")
+    assert picture(program, format="svg").startswith(b"<?xml")
 
 
-@pytest.mark.skipif(not shutil.which("dot"), reason="Graphviz is not installed")
 @pytest.mark.parametrize("source", [blocks.compilation, lambda: blocks.wide(12), models.unet])
 def test_graphviz_draws_it(source: Callable[[], Compilation | Program]) -> None:
-    pytest.importorskip("graphviz")
+    need(shutil.which("dot"), "Graphviz's dot")
+    package("graphviz")
     drawn = picture(source(), format="svg").decode()
     assert drawn.startswith("<?xml") and "</svg>" in drawn
     assert picture(source(), format="png").startswith(b"\x89PNG")
@@ -177,7 +178,7 @@ def test_without_graphviz_it_says_what_to_install(
     assert "graphopt[viz]" in caught.value.hint
     assert picture(compiled, format="dot")
     monkeypatch.delitem(sys.modules, "graphviz")
-    pytest.importorskip("graphviz")
+    package("graphviz")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="program dot, which was not found") as caught:
         picture(compiled, format="png")
