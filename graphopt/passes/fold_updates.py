@@ -100,9 +100,7 @@ class FoldUpdates(Pass):
         node, region = match.root, _region(match.root)
 
         def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-            new = program.call(target, *args, before=node, like=node, **kwargs)
-            new.meta.update({key: node.meta[key] for key in ("placement",) if key in node.meta})
-            return new
+            return program.call(target, *args, before=node, **kwargs)
 
         program.replace(node, _combined(_factors(node, region), lambda term: term, call))
         for entry in sorted(region - {node}, reverse=True):

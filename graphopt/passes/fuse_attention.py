@@ -95,7 +95,7 @@ class FuseAttention(Pass):
         return Refusal(reason, node) if reason else None
 
     def rewrite(self, program: Program, match: Match) -> None:
-        node, found, last, read = match.root, match["found"], match.root.prev, match["found"].product.all_input_nodes
+        node, found, read = match.root, match["found"], match["found"].product.all_input_nodes
         query, key, turned, scale = operands(found, dtype(node))
         if not turned:
             key = program.call(aten.transpose.int, key, -2, -1, before=node)
@@ -110,8 +110,6 @@ class FuseAttention(Pass):
             attention = program.call(_FUSED, *args, mask, scale=scale, before=node)
             attention._rename("attention")
             node.target, node.args, node.kwargs = aten.reshape.default, (attention, list(shape(node))), {}
-        while (last := last.next) is not node:
-            last.meta.update({name: node.meta[name] for name in ("placement",) if name in node.meta})
         for entry in match.nodes:
             program.graph.erase_node(entry)
         erase_unread(program, read)

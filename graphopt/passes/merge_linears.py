@@ -106,8 +106,6 @@ class MergeLinears(Pass):
         merged._rename("merged")
         dim = len(shape(merged)) - 1
         slices = program.call(aten.split_with_sizes.default, merged, sizes, dim, before=first)
-        for node in (merged, slices):
-            node.meta.update({key: first.meta[key] for key in ("placement",) if key in first.meta})
         for position, node in enumerate(match.nodes):
             node.target, node.args, node.kwargs = operator.getitem, (slices, position), {}
             if node is not first:

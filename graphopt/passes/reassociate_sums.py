@@ -131,6 +131,4 @@ def _tree(node: fx.Node, known: dict[fx.Node, Stage]) -> Sum:
 def _built(program: Program, part: Sum, root: fx.Node) -> fx.Node:
     if part.node is not None:
         return part.node
-    node = program.call(aten.add.Tensor, *(_built(program, each, root) for each in part.parts), before=root)
-    node.meta.update({name: root.meta[name] for name in ("placement",) if name in root.meta})
-    return node
+    return program.call(aten.add.Tensor, *(_built(program, each, root) for each in part.parts), before=root)

@@ -105,7 +105,9 @@ class _Parts:
         part = source.all_input_nodes[0] if repeat.given else source
         if repeat.count == count:
             return part
-        return _placed(self.program.call(aten.expand.default, part, fewer(repeat, count), before=self.node), source)
+        new = self.program.call(aten.expand.default, part, fewer(repeat, count), before=self.node)
+        new.meta.update({key: source.meta[key] for key in ("placement",) if key in source.meta})  # not the reader's
+        return new
 
 
 def _repeated(program: Program, node: fx.Node, repeat: Repeat, before: Any, view: bool) -> fx.Node:
@@ -113,13 +115,8 @@ def _repeated(program: Program, node: fx.Node, repeat: Repeat, before: Any, view
     how: tuple[Any, ...] = (aten.cat.default, [node] * repeat.count, repeat.dim)
     if view:
         how = (aten.expand.default, node, list(before.shape))
-    new = _placed(program.call(*how, before=node.next, like=node, val=before), node)
+    new = program.call(*how, before=node.next, like=node, val=before)
     new._rename("repeated")
-    return new
-
-
-def _placed(new: fx.Node, like: fx.Node) -> fx.Node:
-    new.meta.update({key: like.meta[key] for key in ("placement",) if key in like.meta})
     return new
 
 

@@ -103,7 +103,7 @@ class SplitConcat(Pass):
         return int(work)
 
     def rewrite(self, program: Program, match: Match) -> None:
-        node, source, first = match.root, match["source"], match.root.prev
+        node, source = match.root, match["source"]
         groups = _groups(source, match["stages"])
         # The bias goes with what is known first: it is added once, outside the last stage.
         biases = [bind(node)["bias"], *[None] * (len(groups) - 1)]
@@ -112,8 +112,6 @@ class SplitConcat(Pass):
             total = program.call(aten.add.Tensor, total, product, before=node)
         node.target, node.args, node.kwargs = aten.add.Tensor, (total, later[-1]), {}
         program.touch(node)
-        while (first := first.next) is not node:
-            first.meta.update({key: node.meta[key] for key in ("placement",) if key in node.meta})
         _erase_unread(program, source)
         refresh(program, [node])
 
