@@ -17,7 +17,7 @@ from torch import nn
 
 from graphopt.cli._app import errors, phase
 from graphopt.cli._grid import Column, grid
-from graphopt.cli._pictures import apart, factor, passes_of, sampler
+from graphopt.cli._pictures import apart, factor, sampler
 from graphopt.cli._request import Session
 from graphopt.debug.bisect import Bisection, Fault, Run, bisect
 from graphopt.debug.diff import MARKS, Change, difference
@@ -31,12 +31,12 @@ _PICTURES = 4
 
 def search(session: Session, metric: Metric, threshold: float) -> Bisection:
     """Bisect, saying on stderr what each run gave."""
-    passes = passes_of(session)
+    passes = session.passes
     errors().print(Text(f"{session.title}: {metric.relation(threshold)}, {len(passes)} passes"))
 
     def say(number: int, about: int, run: Run) -> None:
-        value = run.trouble if run.value is None else f"{metric.name} {metric.text(run.value)}"
-        errors().print(Text(f"run {number} of about {about}: {run.what}: {value}, {'good' if run.good else 'off'}"))
+        verdict = "good" if run.good else "off"
+        errors().print(Text(f"run {number} of about {about}: {run.what}: {run.text(metric)}, {verdict}"))
 
     return bisect(sampler(session, "latent" if metric.latent else "np"), passes, metric, threshold, on_run=say)
 
@@ -137,7 +137,7 @@ def show(console: Console, session: Session, found: Bisection) -> None:
     metric, threshold = found.metric, found.threshold
     verdict = "within" if found.within else "not within"
     console.print(Text.assemble(
-        (session.title, "bold"), f": with all {len(found.passes)} passes {_value(found, found.all)}, ",
+        (session.title, "bold"), f": with all {len(found.passes)} passes {found.all.text(found.metric)}, ",
         (f"{verdict} the threshold", "green" if found.within else "red"), f" ({metric.relation(threshold)})",
     ))  # fmt: skip
     for name, module, why in found.rolled_back:
@@ -164,10 +164,10 @@ def _show_fault(console: Console, found: Bisection, fault: Fault) -> None:
         rows.add_row("node", Text(place.node, style="bold"))
         rows.add_row("submodule", place.module or "(model)")
         rows.add_row("source", place.source or "unknown")
-    rows.add_row("without it", _value(found, fault.without))
-    rows.add_row("with it", _value(found, fault.with_))
+    rows.add_row("without it", fault.without.text(found.metric))
+    rows.add_row("with it", fault.with_.text(found.metric))
     if fault.alone:
-        rows.add_row("all but it", _value(found, fault.alone))
+        rows.add_row("all but it", fault.alone.text(found.metric))
     console.print(Padding(rows, (1, 0, 0, 2)))
     lines = list(_lines(fault))
     if lines:
@@ -217,10 +217,6 @@ def _lines(fault: Fault) -> Iterator[tuple[str, str]]:
     for entry in changes:
         if entry.kind == "moved":
             yield f"{MARKS['moved']} {entry.node}: {entry.stages[0]} → {entry.stages[1]}", "yellow"
-
-
-def _value(found: Bisection, run: Run) -> str:
-    return run.trouble if run.value is None else f"{found.metric.name} {found.metric.text(run.value)}"
 
 
 def as_dict(session: Session, found: Bisection, files: dict[str, str]) -> dict[str, Any]:

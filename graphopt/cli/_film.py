@@ -16,7 +16,7 @@ from rich.text import Text
 from graphopt.cli._app import errors
 from graphopt.cli._grid import CELL, GAP, HEAD, INK, LINE, PALE, PAPER, picture, typeface, wrapped
 from graphopt.cli._measure import Pictures
-from graphopt.cli._pictures import apart, factor, passes_of, sampler
+from graphopt.cli._pictures import apart, factor, sampler
 from graphopt.cli._request import Session
 from graphopt.cli._show import remark, table
 from graphopt.debug.bisect import Run
@@ -24,23 +24,19 @@ from graphopt.debug.film import Film, Frame, film
 from graphopt.debug.metrics import METRICS, levels
 
 _LARGEST = 256  # pixels of a picture in the strip
+_PSNR = METRICS["psnr"]
 _ACROSS = 7  # frames side by side, at most
 
 
 def shoot(session: Session) -> Film:
     """Sample once per pass, saying on stderr what each run gave."""
-    passes = passes_of(session)
+    passes = session.passes
     errors().print(Text(f"{session.title}: {len(passes)} passes"))
 
     def say(number: int, of: int, run: Run) -> None:
-        errors().print(Text(f"run {number} of {of}: {run.what}: {_value(run)}"))
+        errors().print(Text(f"run {number} of {of}: {run.what}: {run.text(_PSNR, named=False)}"))
 
     return film(sampler(session), passes, on_run=say)
-
-
-def _value(run: Run) -> str:
-    """``78.3 dB``, ``equal``, or what went wrong."""
-    return run.trouble if run.value is None else METRICS["psnr"].text(run.value)
 
 
 # -- the picture -----------------------------------------------------------------------------------------------------
@@ -70,7 +66,7 @@ def strip(found: Film, title: str) -> Image.Image:
     cells = [_Cell("original", "", levels(original), None)]
     for frame, image in zip(found.frames, shown, strict=True):
         pair = (None, None) if image is None else (levels(image), next(differences))
-        cells.append(_Cell(frame.name, _value(frame.run), *pair))
+        cells.append(_Cell(frame.name, frame.run.text(_PSNR, named=False), *pair))
     title = f"{title}: the image after each pass; below it |image - original| x {factor(exponent)}"
     return _sheet(cells, title, levels(original))
 
@@ -116,7 +112,9 @@ def show(console: Console, session: Session, found: Film, file: Path) -> None:
     rows = table("", "pass", "fired", "psnr", "largest difference")
     for frame in found.frames:
         largest = "·" if frame.largest is None else f"{frame.largest} of 255" if frame.largest else "0"
-        rows.add_row(frame.name, str(frame.fired) if frame.position else "·", _value(frame.run), largest)
+        rows.add_row(
+            frame.name, str(frame.fired) if frame.position else "·", frame.run.text(_PSNR, named=False), largest
+        )
     console.print(rows)
     for name, module, why in found.rolled_back:
         remark(console, Text.assemble((name, "bold"), f" was rolled back in {module}: {why.splitlines()[0]}"))

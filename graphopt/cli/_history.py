@@ -28,14 +28,11 @@ def compilation(session: Session, module: str | None) -> Compilation:
     UsageError : no module of that name was compiled.
     GraphoptError : the module could not be captured.
     """
-    from graphopt import pipelines
     from graphopt.cli._load import network_name
     from graphopt.debug.history import History
 
-    history, target = History(), session.target
-    suits = "exact" if isinstance(target, str) else target.pipeline
-    passes = pipelines.PIPELINES[suits] if session.passes is None else session.passes
-    session.run(observers=[history], target="eager", pipeline=passes)
+    history = History()
+    session.run(observers=[history], target="eager")
     return newest(history, module, network_name(session.pipe))
 
 

@@ -66,15 +66,6 @@ def factor(exponent: int) -> str:
     return str(2**exponent) if exponent <= 10 else f"2^{exponent}"
 
 
-def passes_of(session: Session) -> tuple[Pass, ...]:
-    """The passes that the user asked for, or those that suit the eager target."""
-    if session.passes is not None:
-        return session.passes
-    from graphopt.targets import TARGETS
-
-    return graphopt.pipelines.PIPELINES[TARGETS["eager"].pipeline]
-
-
 def _array(result: Any, output_type: str, kind: str) -> Result:
     """Images [count, height, width, channels] of 0 to 1, frames of videos one by one; latents as they are."""
     found = getattr(result, "images", None)

@@ -64,12 +64,15 @@ class Request:
         """Load the pipeline."""
         import inspect
 
+        from graphopt import pipelines
         from graphopt.cli._load import call_arguments, load
         from graphopt.cli._options import passes_named, target_named
 
         target = target_named(self.target)
         suits = "exact" if isinstance(target, str) else target.pipeline
         passes = passes_named(self.pass_pipeline, self.passes, suits)
+        if passes is None:
+            passes = pipelines.PIPELINES[suits]
         pipe = load(self.pipeline, dtype=self.dtype)
         call: dict[str, Any] = {"num_inference_steps": self.steps, "height": self.height, "width": self.width}
         call |= call_values(list(self.arg))
@@ -80,13 +83,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded diffusers pipeline, the arguments of its call, and how to compile it."""
+    """A loaded diffusers pipeline, the arguments of its call, and how to compile it.
+
+    `passes` are those that the user asked for, else those that suit the target.
+    """
 
     request: Request
     pipe: Any
     arguments: dict[str, Any]
     target: Any
-    passes: tuple[Pass, ...] | None
+    passes: tuple[Pass, ...]
 
     def compile(self, *, observers: Sequence[Observer] = (), **options: Any) -> None:
         """Compile the pipeline; nothing runs yet. `options` of `graphopt.compile` go over what the user asked for."""

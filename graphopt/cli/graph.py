@@ -6,11 +6,12 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from graphopt.cli._app import AsJson, Debug, out
+from graphopt.cli._history import ModuleName, newest
 from graphopt.cli._request import (
     PROMPT,
     SEED,
@@ -38,7 +39,6 @@ _STAGES = ("weights", "request", "schedule", "request_schedule", "common", "step
 _PICTURES = ("svg", "png", "dot")
 _PRINTED = ("json", "dot", "explorer")  # to standard output, unless a file is named
 
-Module = Annotated[str | None, typer.Option(help="Such as unet or vae.decoder; else the network that denoises.")]
 Stage = Annotated[str | None, typer.Option(help=f"To show alone: {', '.join(_STAGES)}.")]
 After = Annotated[str | None, typer.Option(metavar="PASS", help="To begin with: its name or number; 0 as captured.")]
 Format = Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; else by the ending of FILE, or html.")]
@@ -53,7 +53,7 @@ OpenExplorer = Annotated[bool, typer.Option("--open-explorer", help="Start Model
 
 def graph(
     pipeline: Name,
-    module: Module = None,
+    module: ModuleName = None,
     stage: Stage = None,
     after: After = None,
     format: Format = None,
@@ -168,18 +168,14 @@ def _check_options(chosen: str, given: dict[str, bool], formats: tuple[str, ...]
 
 def _number(after: str, session: Session) -> int:
     """Where in the pipeline the pass called `after` stands, counting from 1."""
-    from graphopt import pipelines
     from graphopt.debug.viz.fold import position
     from graphopt.ir.rewrite import spell
 
-    suits: Any = "exact" if isinstance(session.target, str) else session.target.pipeline
-    order = pipelines.PIPELINES[suits] if session.passes is None else session.passes
-    return position(after, [spell(pass_) for pass_ in order], "--after")
+    return position(after, [spell(pass_) for pass_ in session.passes], "--after")
 
 
 def _chosen(module: str | None, session: Session, history: History) -> Compilation:
     """The newest compilation of the module that was asked for. Raises UsageError where there is no such module."""
-    from graphopt.cli._history import newest
     from graphopt.cli._load import network_name
 
     if not history.compilations:

@@ -47,6 +47,12 @@ class Run:
     result: Result | None
     limit: Limit
 
+    def text(self, metric: Metric, *, named: bool = True) -> str:
+        """``psnr 78.3 dB``, without the metric's name ``78.3 dB``; or what went wrong."""
+        if self.value is None:
+            return self.trouble
+        return f"{metric.name} {metric.text(self.value)}" if named else metric.text(self.value)
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -223,8 +229,8 @@ class _Search:
         alone = self.run(f"all but {name} at {where[1]}", found.passes, watch(without=where))
         if not alone.good:
             doubts.append(
-                f"with all passes but this rewrite the result is still off ({self.text(alone)}): something else is "
-                "wrong as well, or needs it; mend this one and bisect again"
+                f"with all passes but this rewrite the result is still off ({alone.text(found.metric)}): something "
+                "else is wrong as well, or needs it; mend this one and bisect again"
             )
         before = with_.limit.attempts[rewrite.attempt].before
         if good:  # the run on the other side made it with all rewrites but this
@@ -242,9 +248,6 @@ class _Search:
         self.found.runs.append(run)
         self.on_run(len(self.found.runs), max(self.about, len(self.found.runs)), run)
         return run
-
-    def text(self, run: Run) -> str:
-        return run.trouble if run.value is None else f"{self.found.metric.name} {self.found.metric.text(run.value)}"
 
     def _before_any_pass(self) -> str:
         """Why the result is off although no pass ran."""

@@ -22,6 +22,10 @@ class Place:
     module: str = ""
     source: str = ""
 
+    @classmethod
+    def of(cls, node: fx.Node) -> Place:
+        return cls(node.name, node.meta.get("module", ""), node.meta.get("source", ""))
+
     def __str__(self) -> str:
         return "  ".join(filter(None, (self.node, self.module, self.source)))
 
@@ -140,7 +144,7 @@ class History(Observer):
         self._start = time.perf_counter()
 
     def rewrites(self, pass_: Pass, match: Match) -> None:
-        self._newest.fired.append(Fired(_place(match.root)))
+        self._newest.fired.append(Fired(Place.of(match.root)))
 
     def rewritten(self, pass_: Pass, match: Match, program: Program) -> None:
         names = _names(program)
@@ -149,7 +153,7 @@ class History(Observer):
         self._names = names
 
     def refuses(self, pass_: Pass, refusal: Refusal) -> None:
-        self._newest.held.append(Held(_place(refusal.node), refusal.reason))
+        self._newest.held.append(Held(Place.of(refusal.node), refusal.reason))
 
     def pass_ends(self, pass_: Pass, before: Program, after: Program, fired: int) -> None:
         self._newest.program, self._newest.seconds = after, time.perf_counter() - self._start
@@ -169,10 +173,6 @@ class History(Observer):
     def _newest(self) -> Snapshot:
         assert self._begun is not None
         return self._begun.snapshots[-1]
-
-
-def _place(node: fx.Node) -> Place:
-    return Place(node.name, node.meta.get("module", ""), node.meta.get("source", ""))
 
 
 def _names(program: Program) -> set[str]:

@@ -105,9 +105,7 @@ class Limit(Observer):
 
     def rewrites(self, pass_: Pass, match: Match) -> None:
         if self._watched and len(self.attempts) - 1 not in self.free:
-            root = match.root
-            place = Place(root.name, root.meta.get("module", ""), root.meta.get("source", ""))
-            self.done.append(Rewrite(place, len(self.attempts) - 1))
+            self.done.append(Rewrite(Place.of(match.root), len(self.attempts) - 1))
 
     def pass_ends(self, pass_: Pass, before: Program, after: Program, fired: int) -> None:
         attempt = self.attempts[-1]
