@@ -26,19 +26,23 @@ def check_names(target: str, passes: str | None, extra: Sequence[str] = ()) -> N
 
     A pass has the name of its file, and so has a target.
     """
-    root = Path(__file__).parents[1]
     if not entry_points(group="graphopt.targets"):
-        known = [path.stem for path in (root / "targets").glob("[!_]*.py") if path.stem != "base"]
+        known = [name for name in _files("targets") if name != "base"]
         if target not in (*known, "auto"):
             raise _unknown_target(target, known)
     if not entry_points(group="graphopt.passes"):
-        known = [path.stem for path in (root / "passes").glob("[!_]*.py")]
+        known = _files("passes")
         for entry in [] if passes is None else _entries(passes):
             if (name := _split(entry)[0]) not in (*known, *_PIPELINES) and not _is_imported(name):
                 raise _unknown_pass(name, (*known, *_PIPELINES))
         for entry in extra:
             if (name := _split(entry)[0]) not in known and not _is_imported(name):
                 raise _unknown_pass(name, known, "--pass")
+
+
+def _files(folder: str) -> list[str]:
+    """What stands in a folder of graphopt, by the names of files."""
+    return [path.stem for path in (Path(__file__).parents[1] / folder).glob("[!_]*.py")]
 
 
 def _unknown_target(name: str, known: Iterable[str]) -> UsageError:
@@ -86,7 +90,7 @@ def check_pass(name: str, extra: Sequence[str] = ()) -> str:
 
     Without plug-ins this needs no torch.
     """
-    known = [path.stem for path in (Path(__file__).parents[1] / "passes").glob("[!_]*.py")]
+    known = _files("passes")
     if name not in known and entry_points(group="graphopt.passes"):
         from graphopt import plugins
 

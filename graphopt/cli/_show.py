@@ -95,9 +95,7 @@ def _passes(name: str, records: Sequence[PassRecord]) -> Group:
             record.accuracy,
             "[red]failed[/]" if record.error else str(record.fired),
             str(refused or "·"),
-            after(record.nodes, str),
-            after(record.flops, scaled),
-            after(record.bytes, lambda value: scaled(value, "B")),
+            *work_after(record.nodes, record.flops, record.bytes),
         )
         if record.error:
             reasons.append(Text(f"{record.name} was rolled back: {record.error.splitlines()[0]}", style="red"))
@@ -107,7 +105,12 @@ def _passes(name: str, records: Sequence[PassRecord]) -> Group:
     return Group(made, *(Padding(reason, (0, 0, 0, 2)) for reason in reasons), "")
 
 
-def after(pair: tuple[Any, Any], text: Callable[[Any], str]) -> str:
+def work_after(nodes: tuple[Any, Any], flops: tuple[Any, Any], moved: tuple[Any, Any]) -> tuple[str, str, str]:
+    """Cells of a pass: nodes, FLOPs and bytes, each before and after it."""
+    return _after(nodes, str), _after(flops, scaled), _after(moved, lambda value: scaled(value, "B"))
+
+
+def _after(pair: tuple[Any, Any], text: Callable[[Any], str]) -> str:
     """What is left, or the change in per cent where the figure looks the same; a dot where nothing changed."""
     if pair[0] == pair[1]:
         return "·"

@@ -114,18 +114,17 @@ def _folders(a: Path, b: Path | None, as_json: bool) -> bool:
 def _show_folders(console: Console, found: list[tuple[str, Difference]], only: dict[str, list[str]]) -> None:
     from rich.text import Text
 
-    from graphopt.cli._show import after, remark, scaled, table
+    from graphopt.cli._show import remark, table, work_after
+    from graphopt.debug.diff import MARKS
 
     made = table("The step, before → after", "dump", "−", "+", "~", "moved", "nodes", "FLOPs", "bytes")
     for name, entry in found:
         was, now = entry.costs["step"]
-        counts = [entry.counts[kind] for kind in ("removed", "added", "changed", "moved")]
+        counts = [entry.counts[kind] for kind in MARKS]
         made.add_row(
             name.removesuffix(".py"),
             *(str(count) if count else "·" for count in counts),
-            after((was.nodes, now.nodes), str),
-            after((was.cost.flops, now.cost.flops), scaled),
-            after((was.cost.bytes, now.cost.bytes), lambda value: scaled(value, "B")),
+            *work_after((was.nodes, now.nodes), (was.cost.flops, now.cost.flops), (was.cost.bytes, now.cost.bytes)),
         )
     console.print(made)
     for folder, names in only.items():
@@ -139,13 +138,14 @@ def show(console: Console, found: Difference, most: int | None = _MOST_LINES) ->
     from rich.text import Text
 
     from graphopt.cli._show import stage_changes
-    from graphopt.debug.fold import KINDS, fold
+    from graphopt.debug.diff import MARKS
+    from graphopt.debug.fold import fold
 
     if not found.changes:
         console.print(Text("the programs do not differ" + (", but in names" * bool(found.renamed))))
         return
     groups, titles = fold(found.changes), {"changed": "given other arguments", "moved": "moved to another stage"}
-    for kind in KINDS:
+    for kind in MARKS:
         if not found.counts[kind]:
             continue
         console.print(Text(f"{found.counts[kind]} {titles.get(kind, kind)}", style="bold"))

@@ -239,8 +239,7 @@ def _show(title: str, found: Profile, repeats: int, top: int) -> None:
 def _stages(stages: Sequence[StageTime]) -> Any:
     from graphopt.cli._show import duration, table
 
-    rows = table("Stages", "stage", "target", "calls", "stage", "nodes", "predicted", "ratio", left=("target",))
-    rows.columns[3].header, rows.columns[4].header = "kernel", "its nodes"
+    rows = table("Stages", "stage", "target", "calls", "kernel", "its nodes", "predicted", "ratio", left=("target",))
     for stage in stages:
         rows.add_row(
             stage.name.replace("_", " × "),

@@ -105,23 +105,23 @@ def about(session: Session, passes: list[str]) -> dict[str, Any]:
 def _show(journal: dict[str, Any], folder: Path, request: Request) -> None:
     from rich.text import Text
 
-    from graphopt.cli._show import after, remark, scaled, table
-    from graphopt.debug.journal import total
+    from graphopt.cli._show import remark, scaled, table, work_after
+    from graphopt.debug.diff import MARKS
+    from graphopt.debug.journal import step_of
 
     console, entries = out(), journal["dumps"]
     made = table(f"{journal['module']}: the step after each pass", "dump", "fired", "−", "+", "~", "moved",
                  "nodes", "FLOPs", "bytes")  # fmt: skip
-    before = total(entries[0])
+    before = step_of(entries[0])
     for entry in entries:
-        now, changes = total(entry), entry["changes"]
+        now, changes = step_of(entry), entry["changes"]
         row = [entry["file"].removesuffix(".py")]
         if changes is None:
             row += ["", "", "", "", "", str(now["nodes"]), scaled(now["flops"]), scaled(now["bytes"], "B")]
         else:
             row.append("[red]failed[/]" if entry["error"] else _dot(len(entry["fired"])))
-            row += [_dot(changes[kind]) for kind in ("removed", "added", "changed", "moved")]
-            row += [after((before["nodes"], now["nodes"]), str), after((before["flops"], now["flops"]), scaled)]
-            row.append(after((before["bytes"], now["bytes"]), lambda value: scaled(value, "B")))
+            row += [_dot(changes[kind]) for kind in MARKS]
+            row += work_after(*((before[key], now[key]) for key in ("nodes", "flops", "bytes")))
         made.add_row(*row)
         before = now
     console.print(made)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from torch import fx
 from torch.utils._pytree import tree_map_only
@@ -19,6 +19,7 @@ from graphopt.ir.program import Program
 from graphopt.ir.stages import placement, stage_name
 
 Kind: TypeAlias = Literal["removed", "added", "moved", "changed"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 MARKS: dict[Kind, str] = {"removed": "−", "added": "+", "changed": "~", "moved": "→"}
 
 

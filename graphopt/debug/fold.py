@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graphopt.debug.diff import Change, Difference, Kind
+from graphopt.debug.diff import MARKS, Change, Difference, Kind
 from graphopt.debug.journal import cost_of, number
-
-KINDS: tuple[Kind, ...] = ("removed", "added", "changed", "moved")
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Group:
 
 
 def fold(changes: Sequence[Change]) -> list[Group]:
-    """Groups in the order of `KINDS`, then of the first change in them.
+    """Groups in the order of `MARKS`, then of the first change in them.
 
     Submodules are alike where their paths differ in numbers only, and their changes in the numbers of names only.
     """
@@ -46,7 +44,7 @@ def fold(changes: Sequence[Change]) -> list[Group]:
         Group(key[0], _common(modules), tuple(modules), tuple(own[key[0], modules[0]]))
         for key, modules in alike.items()
     ]
-    return sorted(groups, key=lambda group: KINDS.index(group.kind))
+    return sorted(groups, key=lambda group: list(MARKS).index(group.kind))
 
 
 def _signature(change: Change) -> Any:
@@ -73,7 +71,7 @@ def as_json(found: Difference) -> dict[str, Any]:
     """A difference as JSON: counts, changes in order, and the work per stage before and after."""
     return {
         "equal": not found.changes,
-        "counts": {kind: found.counts[kind] for kind in KINDS},
+        "counts": {kind: found.counts[kind] for kind in MARKS},
         "changes": [
             {
                 "kind": change.kind, "node": change.node, "before": change.before, "after": change.after,

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from graphopt.debug.diff import difference
+from graphopt.debug.diff import KINDS, difference
 from graphopt.debug.dumps import CONSTANTS, save_constants, source, text
 from graphopt.debug.history import Compilation, Place, Snapshot
 from graphopt.errors import UsageError
@@ -52,7 +52,7 @@ def entries_of(compilation: Compilation) -> list[dict[str, Any]]:
     found = [_entry(compilation.snapshots[0])]
     for before, after in pairwise(compilation.snapshots):
         entry = _entry(after)
-        entry["changes"] = dict.fromkeys(("removed", "added", "moved", "changed"), 0)
+        entry["changes"] = dict.fromkeys(KINDS, 0)
         if before.program is not after.program:
             entry["changes"] |= difference(before.program, after.program).counts
         found.append(entry)
@@ -154,7 +154,7 @@ def _digest(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def total(entry: Mapping[str, Any], names: Iterable[str] = ("step",)) -> dict[str, Any]:
-    """Nodes, FLOPs and bytes of stages of a journal's entry."""
-    chosen = [entry["stages"][name] for name in names if name in entry["stages"]]
-    return {key: sum(stage[key] for stage in chosen) if chosen else 0 for key in ("nodes", "flops", "bytes")}
+def step_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Nodes, FLOPs and bytes of the step in a journal's entry."""
+    step: dict[str, Any] = entry["stages"].get("step", {"nodes": 0, "flops": 0, "bytes": 0})
+    return step

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
@@ -24,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from graphopt.debug.machine import Machine, synchronise
 from graphopt.ir.cost import Cost, node_cost
 from graphopt.ir.effects import is_view
+from graphopt.ir.price import number
 from graphopt.ir.printer import describe, target_name
 from graphopt.ir.program import val
 from graphopt.ir.stages import Part
@@ -224,7 +226,7 @@ def _node_times(
     sizes = _sizes(stage)
     for node, seconds in zip(nodes, times, strict=True):
         cost = node_cost(node)
-        cost = Cost(_number(cost.flops, sizes), _number(cost.bytes, sizes))
+        cost = Cost(number(cost.flops, sizes), number(cost.bytes, sizes))
         name = target_name(node.target).removeprefix("ops.").removeprefix("aten.").removesuffix(".default")
         place = (node.meta.get("module", ""), node.meta.get("source", ""))
         predicted = machine.seconds(cost)
@@ -232,19 +234,15 @@ def _node_times(
         yield NodeTime(node.name, name, *place, describe(val(node)), view, seconds, cost.flops, cost.bytes, predicted)
 
 
-def _sizes(stage: Recorded) -> dict[Any, int]:
+def _sizes(stage: Recorded) -> dict[Any, sympy.Integer]:
     """Symbolic sizes of a stage → those of what it was given."""
     found = {}
     for node, value in zip(stage.part.graph.find_nodes(op="placeholder"), stage.arguments, strict=True):
         if isinstance(value, torch.Tensor):
             for size, given in zip(val(node).shape, value.shape, strict=True):
                 if isinstance(size, torch.SymInt):
-                    found[size.node.expr] = given
+                    found[size.node.expr] = sympy.Integer(given)
     return found
-
-
-def _number(amount: Any, sizes: dict[Any, int]) -> int:
-    return int(amount.xreplace(sizes) if hasattr(amount, "xreplace") else amount)
 
 
 # -- what is made of it ------------------------------------------------------------------------------------------------
@@ -317,7 +315,7 @@ def main_dtype(stages: Iterable[Recorded]) -> torch.dtype:
         for node in _calls(stage):
             value = val(node)
             if isinstance(value, torch.Tensor) and value.is_floating_point():
-                found[value.dtype] += _number(node_cost(node).flops, sizes)
+                found[value.dtype] += number(node_cost(node).flops, sizes)
     return found.most_common(1)[0][0] if found else torch.float32
 
 

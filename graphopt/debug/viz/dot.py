@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from torch import fx
 
-from graphopt.debug.diff import Change, Kind, difference
+from graphopt.debug.diff import KINDS, MARKS, Change, difference
 from graphopt.debug.history import Compilation, Snapshot
 from graphopt.debug.viz.fold import (
     Box,
@@ -45,7 +45,6 @@ FORMATS: tuple[str, ...] = get_args(Format)
 
 _FLOWING = 24  # boxes up to which a picture flows from top to bottom
 _INK, _PALE = "#222222", "#8a8a8a"
-_MARKS: dict[Kind, str] = {"removed": "−", "added": "+", "moved": "→", "changed": "~"}
 
 
 def picture(source: Compilation | Program, *, format: str = "svg", dpi: int | None = None, **options: Any) -> bytes:
@@ -142,7 +141,7 @@ def dot(
         shown = [node for node, change in marks.items() if change.kind in ("removed", "added")]
         drawn = fold(program, depth, stage=stage, views=views, shown=shown, marked=marks)
         sides.append(_Side(program, f"{name} {snapshot.name}", drawn, marks))
-    counts = [_counted(found.of(kind), sides) for kind in _MARKS if found.counts[kind]]
+    counts = [_counted(found.of(kind), sides) for kind in KINDS if found.counts[kind]]
     return _document(sides, f"{source.name}, {snapshot.name}: {', '.join(counts) or 'nothing changed'}")
 
 
@@ -162,7 +161,7 @@ def _counted(changes: list[Change], sides: list[_Side]) -> str:
     plumbing = {node.name for node in sides[kind == "added"].program.calls() if is_plumbing(node)}
     views = sum(change.node in plumbing for change in changes)
     some = f" ({views} of them views)" if 0 < views < len(changes) else " (all of them views)" if views else ""
-    return f"{_MARKS[kind]} {len(changes)} {kind}{some}"
+    return f"{MARKS[kind]} {len(changes)} {kind}{some}"
 
 
 def _state(snapshot: Snapshot) -> str:
@@ -367,9 +366,9 @@ def _marked(box: Box, changes: list[Change]) -> str:
     if _is_one(box):
         (change,) = changes
         moved = f" from {_stage(change.stages[0])} to {_stage(change.stages[1])}" if change.kind == "moved" else ""
-        return f"{_MARKS[change.kind]} {change.kind}{moved}"
+        return f"{MARKS[change.kind]} {change.kind}{moved}"
     counts = Counter(change.kind for change in changes)
-    return ", ".join(f"{_MARKS[kind]} {counts[kind]} {kind}" for kind in _MARKS if counts[kind])
+    return ", ".join(f"{MARKS[kind]} {counts[kind]} {kind}" for kind in KINDS if counts[kind])
 
 
 def _tip(box: Box) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphopt.debug.diff import Difference, difference
+from graphopt.debug.diff import KINDS, Difference, difference
 from graphopt.debug.history import Compilation, Held, Place, Snapshot
 from graphopt.energy import WorkEstimate
 from graphopt.ir.cost import node_cost, stage_costs
@@ -190,7 +190,7 @@ def _kind(node: fx.Node, entries: Mapping[str, Input]) -> dict[str, Any]:
 
 
 def _pass(snapshot: Snapshot, found: Difference | None, tracks: _Tracks, view: View) -> dict[str, Any]:
-    changes: dict[str, list[int]] = {"removed": [], "added": [], "moved": [], "changed": []}
+    changes: dict[str, list[int]] = {kind: [] for kind in KINDS}
     for change in found.changes if found else ():
         names = tracks.alive if change.kind == "added" else tracks.gone
         changes[change.kind].append(names[change.node])
