@@ -1,6 +1,7 @@
 """Lets mkdocstrings read graphopt's docstrings: sections as in numpydoc, with descriptions where that has types.
 
-``name : what it is`` under a heading underlined with hyphens becomes an item of a section in Google's style.
+``name : what it is`` under a heading underlined with hyphens becomes an item of a section in Google's style, and
+examples of a session become blocks of code: brackets in them are no references.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def in_googles_style(text: str) -> str:
         if title in _SECTIONS and re.fullmatch(r"-+", line):
             items = [" ".join(entry.split()) for entry in re.split(r"\n(?=\S)", body)]
             paragraphs[number] = "\n".join([f"{_SECTIONS[title]}:", *_items(items, title)])
+        elif paragraph.startswith(">>> "):
+            paragraphs[number] = f"```pycon\n{paragraph}\n```"
     return "\n\n".join(paragraphs)
 
 

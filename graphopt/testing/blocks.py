@@ -232,6 +232,17 @@ def mixed(g: Grower) -> None:
     g.add(aten.linear.default, joined, table, g.of(None, g.inputs["w_bias"]))
 
 
+def streams(g: Grower) -> None:
+    """What blocks with one stream do: a sequence taken apart into text and image, and put together again."""
+    whole, after = g.features(3), g.of(1, 2, 3)
+    bounds = ((0, after), (after, 9223372036854775807))
+    text, image = (g.add(aten.slice.Tensor, whole, 1, *bound) for bound in bounds)
+    if g.choose(2):
+        g.add(aten.linear.default, image, g.inputs["w_linear"], g.inputs["w_bias"])
+    joined = g.add(aten.cat.default, g.of([text, image], [text, image], [image, text]), 1)
+    g.add(aten.silu.default, joined)
+
+
 def half(g: Grower) -> None:
     """A layer in half precision between others in single."""
     narrowed = g.add(aten._to_copy.default, g.features(), dtype=torch.bfloat16)
@@ -251,5 +262,5 @@ BLOCKS: tuple[Callable[[Grower], None], ...] = (
     ops.view, ops.view, ops.view, ops.again, ops.again, sums, sums, ops.cast, ops.slices, ops.cat, ops.split, norm,
     norm, convolution, convolution, scaled_layer, scaled_layer, siblings, feed_forward, attention, written_attention,
     written_attention, half, time_embedding, modulation, image_modulation, skip, tokens, resampling, update, update,
-    repeated, repeated, mixed, mixed, mixed, embedding, ops.boolean, ops.integer, ops.constant, ops.noise,
+    repeated, repeated, mixed, mixed, mixed, streams, embedding, ops.boolean, ops.integer, ops.constant, ops.noise,
 )  # fmt: skip

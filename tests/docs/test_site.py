@@ -79,6 +79,7 @@ def test_docstrings_of_the_interface_are_read() -> None:
         "Adds.\n\nArgs:\n    x: what to add.\n    y: what to add.\n\nReturns:\n    A sum.\n\nSlow."
     )
     assert convert("Adds.\n\nNo section:\n\n- a list") == "Adds.\n\nNo section:\n\n- a list"
+    assert convert("Adds.\n\n>>> x[0][0]\n1") == "Adds.\n\n```pycon\n>>> x[0][0]\n1\n```"
 
 
 @pytest.mark.slow
