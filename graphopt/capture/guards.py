@@ -22,6 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from graphopt.capture import tags
 
@@ -399,6 +402,13 @@ def interference(module: torch.nn.Module) -> str | None:
         if "forward" in part.__dict__:
             return "the forward of the module or of a submodule was replaced"
     return None
+
+
+def watched() -> str | None:
+    """Why nothing may be captured, built or compared right now (a mode sees operators, and may change them), or None."""
+    modes = [*_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()]
+    seen = next((mode for mode in modes if not isinstance(mode, DeviceContext)), None)
+    return f"the mode {type(seen).__name__} is active, and the call is not compiled yet" if seen is not None else None
 
 
 def call_state() -> tuple[Any, ...]:

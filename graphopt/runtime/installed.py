@@ -21,7 +21,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from graphopt.capture.calls import Call, CallTaker
-from graphopt.capture.guards import ModuleGuard, call_state, interference, outside
+from graphopt.capture.guards import ModuleGuard, call_state, interference, outside, watched
 from graphopt.capture.relations import Watch, repeated
 from graphopt.capture.tracing import tracing
 from graphopt.debug.statistics import PassRecord
@@ -280,13 +280,13 @@ class Variant:
         memo: Memo, key: Key, kernel: Kernel, pick: Pick, values: list[Any], weights: Sequence[Any], tensors: list[Any]
     ) -> tuple[Any, ...]:
         """What a stage gives: kept, or computed now and kept."""
-        watched = torch._C._len_torch_dispatch_stack() > 0  # a dispatch mode may change what operators do
-        known = None if watched else memo.get(key, weights)
+        moded = torch._C._len_torch_dispatch_stack() > 0  # a dispatch mode may change what operators do
+        known = None if moded else memo.get(key, weights)
         if known is None:
             # Kept values must be usable in later calls, which may not be in inference mode.
             with torch.inference_mode(False), torch.no_grad():
                 known = private(kernel(*pick(values)), tensors)
-            if not watched:
+            if not moded:
                 memo.put(key, known, weights)
         return known
 
@@ -368,7 +368,9 @@ class Installed:
             return self._aside(found, args, kwargs)
         variant, call = found
         if variant.watching or not variant.checked:
-            variant = self._look(variant, call)
+            if (reason := watched()) and not variant.checked:
+                return self._aside(reason, args, kwargs)
+            variant = variant if reason else self._look(variant, call)
         if not variant.checked:
             return self._first(variant, call, args, kwargs)
         if variant.wrong:
@@ -466,7 +468,7 @@ class Installed:
                 for variant in self.variants:
                     if variant.serves((call.signature, state)) and variant.built.boundary.fits(call.tensors):
                         return variant, call
-            reason = interference(self.module)
+            reason = interference(self.module) or watched()
             if reason:
                 return reason
             if any(self._unstable[call.signature, state] > 1 for call in calls):

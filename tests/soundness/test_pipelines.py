@@ -276,6 +276,29 @@ def test_modes_around_a_run(diffusion: tuple[Any, Any], mode: Any) -> None:
     both(diffusion, work)
 
 
+class Shifting(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result + 1 if func is torch.nn.functional.silu else result
+
+
+@pytest.mark.parametrize("mode", [Counting, Doubling, Functions, Shifting])
+def test_modes_around_the_first_run(mode: Any) -> None:
+    """What a mode does to operators does not become part of what is compiled."""
+    pipes = tiny.pair(tiny.stable_diffusion, tiny.EXPLOITING)
+
+    def work(pipe: Any) -> Any:
+        with mode():
+            first = generate(pipe)
+        return [first, generate(pipe), generate(pipe)]
+
+    both(pipes, work, times=1)
+    compiled = pipes[1].unet._compiled_call_impl
+    assert sum(compiled.asides.values()) > 0
+    assert all(mode.__name__ in reason for reason in compiled.asides)
+    assert compiled.variants and all(variant.checked for variant in compiled.variants)
+
+
 @pytest.mark.parametrize("mode", [Counting, Doubling, Functions])
 def test_modes_inside_a_run(diffusion: tuple[Any, Any], mode: Any) -> None:
     def work(pipe: Any) -> Any:
