@@ -33,7 +33,7 @@ def pipes() -> tuple[Any, Any]:
 
 
 # What writes weights is what eviction could get wrong; the rest of the table is slow, and the same as without.
-_WRITES = ("weight", "parameter", "adapter", "dtype", "float64", "copy")
+_WRITES = ("weight", "parameter", "dtype", "float64", "copy")
 
 
 def _cases() -> list[Any]:
