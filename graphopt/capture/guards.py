@@ -405,7 +405,7 @@ def interference(module: torch.nn.Module) -> str | None:
 
 
 def watched() -> str | None:
-    """Why nothing may be captured, built or compared right now (a mode sees operators, and may change them), or None."""
+    """Why nothing may be captured, built or compared right now, or None: a mode may change what operators do."""
     modes = [*_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()]
     seen = next((mode for mode in modes if not isinstance(mode, DeviceContext)), None)
     return f"the mode {type(seen).__name__} is active, and the call is not compiled yet" if seen is not None else None
