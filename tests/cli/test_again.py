@@ -58,7 +58,8 @@ def test_what_trace_prints_runs(run: Run, tmp_path: Path, capsys: pytest.Capture
         for line in re.findall(r"^  ((?:python|graphopt) .*)", result.stdout, re.M)
     ]
     assert [command[:2] for command in commands] == [
-        ["python", str(folder / "001_copy_result.py")], ["graphopt", "diff"], ["graphopt", "run"], ["graphopt", "explain"],
+        ["python", str(folder / "001_copy_result.py")], ["graphopt", "diff"], ["graphopt", "run"],
+        ["graphopt", "explain"],
     ]  # fmt: skip
     runpy.run_path(commands[0][1], run_name="__main__")
     assert "checksum" in capsys.readouterr().out
@@ -80,7 +81,7 @@ def test_run_takes_a_pass(run: Run, tmp_path: Path) -> None:
     data = parsed(run("run", PIPELINE, "--steps", "1", "--target", "eager", "--pass-pipeline", "none", "--pass",
                       f"{OWN}{{times=2}}", "-o", str(tmp_path), "--json"))  # fmt: skip
     (made,) = data["report"]["modules"][0]["variants"][0]["passes"]
-    assert (made["name"], made["rewrites"]) == ("copy_result{times=2}", 1)
+    assert (made["name"], made["fired"]) == ("copy_result{times=2}", 1)
     result = run("run", "--from", "x.py", "--pass", "hoist")
     assert result.exit_code == 2 and "--then hoist" in result.stderr
 
