@@ -68,7 +68,7 @@ def symbols(value: Any) -> Iterator[tuple[str, int]]:
                 yield str(symbol), int(known.get(symbol, 0))
 
 
-def sizes(hints: Mapping[str, int]) -> tuple[Any, dict[str, Any]]:
+def sizes(hints: Mapping[Any, Any]) -> tuple[Any, dict[str, Any]]:
     """Symbolic ints by name, and the ``ShapeEnv`` that they belong to; None where there are no symbols.
 
     Raises ValueError for a symbol that stands for a size known only once values are, and for what is no symbol.

@@ -132,8 +132,8 @@ def _parameters(function: ast.FunctionDef) -> list[str]:
 
 def _check_results(program: Program) -> None:
     (values,) = program.output.args
-    single = isinstance(values, tuple | list)
-    if not single or not all(entry is None or isinstance(entry, fx.Node | int | float | str) for entry in values):
+    plain = fx.Node | int | float | str | None
+    if not isinstance(values, tuple | list) or not all(isinstance(entry, plain) for entry in values):
         raise ValueError("results must be a tuple of names: return (name,)")
     if program.out_spec is not None and program.out_spec.num_leaves != len(values):
         what = f"{len(values)} results are returned, and the model puts together {program.out_spec.num_leaves}"

@@ -112,8 +112,10 @@ class Source:
 
 def literal(node: ast.expr | None) -> Any:
     """Text, numbers, tuples, lists and dicts. Raises ValueError for anything that would have to be computed."""
+    what = ast.unparse(node) if node else "**"
     try:
-        return ast.literal_eval(node or ast.Starred())
+        if node is not None:
+            return ast.literal_eval(node)
+        raise ValueError(what)
     except (ValueError, TypeError, RecursionError):
-        what = ast.unparse(node) if node else "**"
         raise ValueError(f"{what} is not written out as text, numbers, tuples, lists and dicts") from None
