@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
-from graphopt.ir.rewrite import Pass, pass_name
+from graphopt.ir.rewrite import Pass, pass_name, spell
 from graphopt.passes import PASSES
 from graphopt.targets import TARGETS, Target
 
@@ -21,6 +21,14 @@ def passes() -> dict[str, type[Pass]]:
         else:
             _warn(where, f"{loaded!r} is not a subclass of graphopt.Pass")
     return found
+
+
+def spelled(pass_: Pass) -> str:
+    """A pass as the command line finds it again: ``module:Class`` where it is not registered, then its options."""
+    cls, text = type(pass_), spell(pass_)
+    if passes().get(pass_.name) is cls:
+        return text
+    return f"{cls.__module__}:{cls.__qualname__}{text.removeprefix(pass_.name)}"
 
 
 def targets() -> dict[str, Target]:

@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import UsageError, nearest
+from graphopt.errors import GraphoptError, UsageError, nearest
 
 if TYPE_CHECKING:
     from graphopt.ir.rewrite import Pass
@@ -55,7 +55,25 @@ def _unknown_pass(name: str, known: Iterable[str], where: str = "--pass-pipeline
 
 
 def _entries(text: str) -> list[str]:
-    return re.split(r",(?![^{]*\})", text)
+    """The parts between commas, but for those inside brackets and quotes."""
+    found, depth, quote = [""], 0, ""
+    for before, sign in zip(" " + text, text, strict=False):
+        if quote:
+            quote = "" if sign == quote and before != "\\" else quote
+        elif sign in "'\"":
+            quote = sign
+        else:
+            depth += (sign in "([{") - (sign in ")]}")
+        if sign == "," and not quote and depth <= 0:
+            found.append("")
+        else:
+            found[-1] += sign
+    return found
+
+
+def is_named(name: str, entries: Iterable[str]) -> bool:
+    """Whether a pass is among entries of ``--pass``, as it is written there."""
+    return any(_split(entry)[0] == name for entry in entries)
 
 
 def _split(entry: str) -> tuple[str, str | None]:
@@ -85,8 +103,10 @@ def known_pass(name: str, known: dict[str, type[Pass]], where: str, others: Iter
     raise UsageError(f"'{name.partition(':')[2]}' is not a pass", where=f"{where} {name}", hint=hint)
 
 
-def check_pass(name: str, extra: Sequence[str] = ()) -> str:
-    """The name of a pass, which may be among `extra` (``--pass``). Raises UsageError where there is none.
+def check_pass(name: str, text: str | None = None, extra: Sequence[str] = ()) -> str:
+    """The name of a pass, which may be in `text` (``--pass-pipeline``) or among `extra` (``--pass``).
+
+    Raises UsageError where there is none.
 
     Without plug-ins this needs no torch.
     """
@@ -95,8 +115,9 @@ def check_pass(name: str, extra: Sequence[str] = ()) -> str:
         from graphopt import plugins
 
         known = list(plugins.passes())
-    if _is_imported(name) or any(_is_imported(_split(entry)[0]) for entry in extra):
-        classes = {known_pass(place, {}, "--pass") for e in (name, *extra) if _is_imported(place := _split(e)[0])}
+    entries = [*(_entries(text) if text is not None else ()), *extra]
+    if _is_imported(name) or any(_is_imported(_split(entry)[0]) for entry in entries):
+        classes = {known_pass(place, {}, "--pass") for e in (name, *entries) if _is_imported(place := _split(e)[0])}
         from graphopt.ir.rewrite import pass_name
 
         known += [pass_name(found) for found in classes]
@@ -104,6 +125,11 @@ def check_pass(name: str, extra: Sequence[str] = ()) -> str:
     if name not in known:
         raise _unknown_pass(name, known, "PASS")
     return name
+
+
+def suits(target: str | Target) -> str:
+    """The pipeline of passes that suits a target."""
+    return "exact" if isinstance(target, str) else target.pipeline
 
 
 def target_named(name: str) -> str | Target:
@@ -154,6 +180,19 @@ def passes_named(text: str | None, extra: Sequence[str] = (), base: str = "exact
     return tuple(found)
 
 
+def _value(node: ast.expr) -> Any:
+    """A value as a dump writes it: literals, ``inf``, ``torch.float16``. Raises ValueError for anything else."""
+    from graphopt.ir.notation import read
+
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        try:
+            return read(node, {})
+        except (GraphoptError, ValueError, RuntimeError):
+            raise ValueError(f"{ast.unparse(node)} is no value") from None
+
+
 def _made(cls: type[Pass], options: str | None, where: str) -> Pass:
     from graphopt.ir.rewrite import pass_name
 
@@ -164,7 +203,7 @@ def _made(cls: type[Pass], options: str | None, where: str) -> Pass:
         assert isinstance(call, ast.Call)
         if call.args:
             raise ValueError("they are written option=value")
-        given = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        given = {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
         for key, value in given.items():
             if key not in known:
                 raise UsageError(f"pass '{name}' has no option '{key}'", where=where, hint=nearest(key, known))

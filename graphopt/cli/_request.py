@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graphopt.cli._app import phase
-from graphopt.cli.run import Arguments, call_values
+from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
     from graphopt.ir.rewrite import Observer, Pass
 
+WHICH = "A bundled name, a folder, a hub id, or module:factory."
+Name = Annotated[str, typer.Argument(metavar="PIPELINE", help=WHICH)]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Option("--arg", help="An argument of the pipeline's call, key=value with a JSON value; repeat for more."),
+]
+Evict = Annotated[bool, typer.Option("--evict", help="Move weights that no step reads from memory to a file.")]
 Prompt = Annotated[str, typer.Option(help="The prompt of the sampling run.")]
 Steps = Annotated[int, typer.Option(min=1, help="Sampling steps of the run.")]
 Seed = Annotated[int, typer.Option(help="Of the run's noise.")]
 Pixels = Annotated[int | None, typer.Option(min=1, help="In pixels; else the pipeline's own.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
-TargetName = Annotated[str, typer.Option("--target", help="auto, eager, inductor, or a plug-in's.")]
+TargetName = Annotated[
+    str,
+    typer.Option("--target", help="eager, inductor, or a plug-in's; auto: eager, but a module as it is where faster."),
+]
+Watched = Annotated[
+    str,
+    typer.Option("--target", help="eager, inductor, or a plug-in's; auto is eager here: no race with the module."),
+]
 PassPipeline = Annotated[str | None, typer.Option("--pass-pipeline", help="Passes, such as exact or none.")]
 OnePass = Annotated[
     list[str] | None,
     typer.Option("--pass", help="A pass with options, name{option=value}, for the one in the pipeline or after it."),
 ]
-PROMPT, STEPS, SEED, TARGET = "a red apple", 4, 0, "auto"
+PROMPT, STEPS, SEED = "a red apple", 4, 0
+TARGET = "auto"  # of what makes images, and reports on that
+WATCHED = "eager"  # of what looks at programs: nothing that is shown depends on which code was faster today
 
-__all__ = ["PROMPT", "SEED", "STEPS", "TARGET", "Arguments", "Dtype", "OnePass", "PassPipeline", "Pixels", "Prompt",
-           "Request", "Seed", "Session", "Steps", "TargetName"]  # fmt: skip
+
+def watched(target: str) -> str:
+    """The target that builds what is looked at."""
+    return WATCHED if target == "auto" else target
 
 
 @dataclass(frozen=True)
@@ -60,19 +79,34 @@ class Request:
         check_names(self.target, self.pass_pipeline, self.passes)
         check(self.pipeline, dtype=self.dtype)
 
+    def order(self) -> tuple[Pass, ...]:
+        """The passes that the user asked for, else those that suit the target."""
+        from graphopt import pipelines
+        from graphopt.cli._options import passes_named, suits, target_named
+
+        base = suits(target_named(self.target))
+        passes = passes_named(self.pass_pipeline, self.passes, base)
+        return pipelines.PIPELINES[base] if passes is None else passes
+
+    def options(self) -> list[str]:
+        """What differs from the defaults, as the command line has it."""
+        found = list[str]()
+        for entry in fields(self)[1:]:
+            value, name = getattr(self, entry.name), {"passes": "pass"}.get(entry.name, entry.name.replace("_", "-"))
+            if entry.name == "target":
+                value = None if watched(value) == WATCHED else value
+            for one in value if isinstance(value, tuple) else [value] * (value not in (None, entry.default)):
+                found += [f"--{name}", str(one)]
+        return found
+
     def open(self) -> Session:
         """Load the pipeline."""
         import inspect
 
-        from graphopt import pipelines
         from graphopt.cli._load import call_arguments, load
-        from graphopt.cli._options import passes_named, target_named
+        from graphopt.cli._options import target_named
 
-        target = target_named(self.target)
-        suits = "exact" if isinstance(target, str) else target.pipeline
-        passes = passes_named(self.pass_pipeline, self.passes, suits)
-        if passes is None:
-            passes = pipelines.PIPELINES[suits]
+        target, passes = target_named(self.target), self.order()
         pipe = load(self.pipeline, dtype=self.dtype)
         call: dict[str, Any] = {"num_inference_steps": self.steps, "height": self.height, "width": self.width}
         call |= call_values(list(self.arg))
@@ -118,3 +152,19 @@ class Session:
     @property
     def title(self) -> str:
         return f"{self.request.pipeline} ({type(self.pipe).__name__}, {self.request.steps} steps)"
+
+
+def call_values(texts: list[str] | None) -> dict[str, Any]:
+    """``key=value`` arguments; a value that is not JSON is taken as text."""
+    found: dict[str, Any] = {}
+    for text in texts or []:
+        key, mark, value = text.partition("=")
+        if not mark or not key.strip().isidentifier():
+            raise UsageError(f"'{text}' is not key=value", where="--arg", hint="--arg 'class_labels=[207]'")
+        try:
+            found[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            if value[:1] in ("[", "{", '"'):
+                raise UsageError(f"'{value}' is not valid JSON", where=f"--arg {key}") from None
+            found[key.strip()] = value
+    return found

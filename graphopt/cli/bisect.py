@@ -16,6 +16,7 @@ from graphopt.cli._request import (
     STEPS,
     Arguments,
     Dtype,
+    Name,
     OnePass,
     PassPipeline,
     Pixels,
@@ -24,7 +25,6 @@ from graphopt.cli._request import (
     Seed,
     Steps,
 )
-from graphopt.cli.run import Name
 from graphopt.errors import UsageError, nearest
 
 

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from graphopt.cli._app import AsJson, Debug, errors, out
-from graphopt.cli._options import check_names, passes_named, target_named
+from graphopt.cli._options import check_names, passes_named, suits, target_named
+from graphopt.cli._request import TARGET, OnePass, PassPipeline, TargetName
 from graphopt.errors import UsageError, nearest
 
 CAPTIONS = (  # as the data: mostly people, some flags, hands and faces, a few things
@@ -35,8 +36,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the first image; the next ones count up.")] = 0,
     images: Annotated[int | None, typer.Option(min=1, help="How many; else one per caption given, or 16.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images generated together.")] = 4,
-    target: Annotated[str, typer.Option(help="auto, eager, inductor, or a plug-in's.")] = "auto",
-    pass_pipeline: Annotated[str | None, typer.Option(help="Passes, such as exact or none.")] = None,
+    target: TargetName = TARGET,
+    pass_pipeline: PassPipeline = None,
+    one_pass: OnePass = None,
     watts_per_core: Annotated[float | None, typer.Option(help="For energy estimates, where no meter works.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures and report.json.")] = Path(
         "graphopt-demo"
@@ -66,9 +68,10 @@ def demo(
         raise UsageError(f"there is no demonstration of '{pipeline}'", where="--pipeline", hint=hint)
     names = BUNDLED if pipeline == "both" else (pipeline,)
     settings = {"steps": steps, "guidance_scale": guidance, "seed": seed, "batch": batch, "target": target,
-                "pass_pipeline": pass_pipeline, "captions": texts}  # fmt: skip
-    check_names(target, pass_pipeline)
-    chosen, passes = target_named(target), passes_named(pass_pipeline)
+                "pass_pipeline": pass_pipeline, "pass": one_pass or [], "captions": texts}  # fmt: skip
+    check_names(target, pass_pipeline, one_pass or ())
+    chosen = target_named(target)
+    passes = passes_named(pass_pipeline, one_pass or (), suits(chosen))
     from graphopt.cli import _demo
 
     results = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,9 +15,10 @@ from graphopt.cli._request import (
     PROMPT,
     SEED,
     STEPS,
-    TARGET,
+    WATCHED,
     Arguments,
     Dtype,
+    Name,
     OnePass,
     PassPipeline,
     Pixels,
@@ -24,9 +26,9 @@ from graphopt.cli._request import (
     Request,
     Seed,
     Steps,
-    TargetName,
+    Watched,
+    watched,
 )  # fmt: skip
-from graphopt.cli.run import Name
 from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def explain(
     width: Pixels = None,
     arg: Arguments = None,
     dtype: Dtype = None,
-    target: TargetName = TARGET,
+    target: Watched = WATCHED,
     pass_pipeline: PassPipeline = None,
     one_pass: OnePass = None,
     as_json: AsJson = False,
@@ -72,14 +74,14 @@ def explain(
 
         graphopt explain emoji-unet merge_linears --module vae.decoder --json
     """
-    from graphopt.cli._options import check_pass
+    from graphopt.cli._options import check_pass, is_named
 
-    name, extra = check_pass(pass_name, one_pass or ()), tuple(one_pass or ())
-    if name != pass_name and not any(entry.startswith(pass_name) for entry in extra):
-        extra = (*extra, pass_name)  # named by the place it is imported from, and in no pipeline
+    name, extra = check_pass(pass_name, pass_pipeline, one_pass or ()), tuple(one_pass or ())
     request = Request(
-        pipeline, prompt, steps, seed, height, width, tuple(arg or ()), dtype, target, pass_pipeline, extra
+        pipeline, prompt, steps, seed, height, width, tuple(arg or ()), dtype, watched(target), pass_pipeline, extra
     )
+    if name != pass_name and not is_named(pass_name, extra) and name not in {entry.name for entry in request.order()}:
+        request = replace(request, passes=(*extra, pass_name))  # named by its place, and in no pipeline
     from graphopt.cli._history import compilation
     from graphopt.debug.explain import explain as explained
 

@@ -15,6 +15,7 @@ from graphopt.cli._request import (
     STEPS,
     Arguments,
     Dtype,
+    Name,
     OnePass,
     PassPipeline,
     Pixels,
@@ -23,7 +24,6 @@ from graphopt.cli._request import (
     Seed,
     Steps,
 )
-from graphopt.cli.run import Name
 from graphopt.errors import UsageError
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,8 +17,10 @@ from graphopt.cli._request import (
     PROMPT,
     SEED,
     STEPS,
+    WATCHED,
     Arguments,
     Dtype,
+    Name,
     OnePass,
     PassPipeline,
     Pixels,
@@ -26,9 +29,9 @@ from graphopt.cli._request import (
     Seed,
     Session,
     Steps,
-    TargetName,
+    Watched,
+    watched,
 )  # fmt: skip
-from graphopt.cli.run import Name
 from graphopt.debug.viz import FORMATS
 from graphopt.errors import GraphoptError, UsageError, nearest
 
@@ -44,7 +47,7 @@ After = Annotated[str | None, typer.Option(metavar="PASS", help="To begin with: 
 Format = Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; else by the ending of FILE, or html.")]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Else graphopt-graph.html; standard output for text."),
+    typer.Option("--output", "-o", metavar="FILE", help="Else graphopt-graph.html; without --json, text is printed."),
 ]
 Depth = Annotated[int | None, typer.Option(min=0, help="Levels of submodules in a picture (svg, png, dot); else 2.")]
 Compare = Annotated[bool, typer.Option("--compare", help="A picture of what the pass of --after did.")]
@@ -68,7 +71,7 @@ def graph(
     width: Pixels = None,
     arg: Arguments = None,
     dtype: Dtype = None,
-    target: TargetName = "eager",
+    target: Watched = WATCHED,
     pass_pipeline: PassPipeline = None,
     one_pass: OnePass = None,
     as_json: AsJson = False,
@@ -107,7 +110,7 @@ def graph(
         hint = "pip install 'graphopt[explorer]', or --format explorer -o FILE"
         raise UsageError("Model Explorer is not installed", where="--open-explorer", hint=hint)
     request = Request(pipeline, prompt, steps, seed, height=height, width=width, arg=tuple(arg or ()), dtype=dtype,
-                      target=target, pass_pipeline=pass_pipeline, passes=tuple(one_pass or ()))  # fmt: skip
+                      target=watched(target), pass_pipeline=pass_pipeline, passes=tuple(one_pass or ()))  # fmt: skip
     session = request.open()
     number = None if after is None else _number(after, session)
     if compare and number == 0:
@@ -124,16 +127,15 @@ def graph(
     file = (output or Path(f"graphopt-graph.{'json' if open_explorer else chosen}")).expanduser()
     if open_explorer:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _open_explorer(compilation, file, number)
+        _open_explorer(compilation, file, number, as_json=as_json)
         return
     made = FORMATS[chosen](compilation, view)
-    if output is None and chosen in _PRINTED:
+    if output is None and chosen in _PRINTED and not as_json:
         sys.stdout.buffer.write(made)
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(made)
-    about = {"file": str(file), "format": chosen, "bytes": len(made), "module": compilation.name,
-             "passes": len(compilation.snapshots) - 1, "nodes": len(compilation.result.nodes)}  # fmt: skip
+    about = _about(compilation, file, chosen)
     if as_json:
         typer.echo(json.dumps(about, indent=2))
         return
@@ -143,12 +145,21 @@ def graph(
     out().print(text, markup=False, soft_wrap=True)
 
 
-def _open_explorer(compilation: Compilation, file: Path, number: int | None) -> None:
-    """Write the files of Model Explorer, and start it on them."""
+def _about(compilation: Compilation, file: Path, format: str) -> dict[str, Any]:
+    return {"file": str(file), "format": format, "bytes": file.stat().st_size, "module": compilation.name,
+            "passes": len(compilation.snapshots) - 1, "nodes": len(compilation.result.nodes)}  # fmt: skip
+
+
+def _open_explorer(compilation: Compilation, file: Path, number: int | None, *, as_json: bool) -> None:
+    """Write the files of Model Explorer, and start it on them; what it has to say goes to stderr."""
     from graphopt.debug.viz.explorer import open_explorer, write
 
     written = write(compilation, file, (0, -1 if number is None else number))
-    open_explorer(written[0], written[1:])
+    if as_json:
+        typer.echo(json.dumps(_about(compilation, file, "explorer"), indent=2))
+        sys.stdout.flush()
+    with redirect_stdout(sys.stderr):
+        open_explorer(written[0], written[1:])
 
 
 def _format(name: str | None, output: Path | None) -> str:
@@ -176,12 +187,10 @@ def _number(after: str, session: Session) -> int:
 
 def _chosen(module: str | None, session: Session, history: History) -> Compilation:
     """The newest compilation of the module that was asked for. Raises UsageError where there is no such module."""
-    from graphopt.cli._load import network_name
-
     if not history.compilations:
         hint = f"graphopt report {session.request.pipeline} says why"
         raise GraphoptError("nothing was compiled", where=session.title, hint=hint)
-    return newest(history, module, network_name(session.pipe))
+    return newest(history, module, session)
 
 
 def _calls(session: Session, name: str) -> int:

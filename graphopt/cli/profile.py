@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphopt.cli._app import AsJson, Debug, note, out, phase
+from graphopt.cli._history import ModuleName, module_named
 from graphopt.cli._request import (
     PROMPT,
     SEED,
     STEPS,
-    TARGET,
+    WATCHED,
     Arguments,
     Dtype,
+    Name,
     OnePass,
     PassPipeline,
     Pixels,
@@ -26,9 +28,9 @@ from graphopt.cli._request import (
     Seed,
     Session,
     Steps,
-    TargetName,
+    Watched,
+    watched,
 )  # fmt: skip
-from graphopt.cli.run import Name
 from graphopt.errors import GraphoptError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -36,14 +38,13 @@ if TYPE_CHECKING:
     from graphopt.debug.profile import Group, NodeTime, Recorded, StageTime
     from graphopt.runtime.installed import Installed
 
-Module = Annotated[str | None, typer.Option(help="A module as the report names it; else the first that ran.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Rounds; each times every stage and every node once.")]
 Top = Annotated[int, typer.Option(min=0, help="Slowest nodes to list.")]
 
 
 def profile(
     pipeline: Name,
-    module: Module = None,
+    module: ModuleName = None,
     repeats: Repeats = 20,
     top: Top = 10,
     prompt: Prompt = PROMPT,
@@ -53,7 +54,7 @@ def profile(
     width: Pixels = None,
     arg: Arguments = None,
     dtype: Dtype = None,
-    target: TargetName = TARGET,
+    target: Watched = WATCHED,
     pass_pipeline: PassPipeline = None,
     one_pass: OnePass = None,
     as_json: AsJson = False,
@@ -61,8 +62,7 @@ def profile(
 ) -> None:
     """Time every node and every stage of a compiled module, next to what the cost model predicts.
 
-    Compiles the pipeline, samples twice, and times what the module's stages were given in the second run. The target
-    auto is eager here.
+    Compiles the pipeline, samples twice, and times what the module's stages were given in the second run.
 
     For example:
 
@@ -73,7 +73,7 @@ def profile(
         graphopt profile path/to/folder --module vae.decoder --json | jq .seconds
     """
     request = Request(pipeline, prompt, steps, seed, height, width, tuple(arg or ()), dtype,
-                      target if target != "auto" else "eager", pass_pipeline, tuple(one_pass or ()))  # fmt: skip
+                      watched(target), pass_pipeline, tuple(one_pass or ()))  # fmt: skip
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     session = request.open()
     session.compile()
@@ -181,7 +181,7 @@ def _recorded(session: Session, module: str | None) -> tuple[str, list[str], lis
                 found[entry.name].append(stack.enter_context(recording(built.parts, built.kernels, built.targets)))
         session.sample()
     ran = {name: max(some, key=_steps) for name, some in found.items() if any(map(_steps, some))}
-    name = module or next(iter(ran), calls[0].name)
+    name = module_named(module, session, found)
     if name not in ran:
         raise _not_compiled(next(entry for entry in calls if entry.name == name))
     return name, [other for other in ran if other != name], ran[name]

@@ -13,6 +13,8 @@ from graphopt.cli._request import (
     TARGET,
     Arguments,
     Dtype,
+    Evict,
+    Name,
     OnePass,
     PassPipeline,
     Pixels,
@@ -21,7 +23,6 @@ from graphopt.cli._request import (
     Steps,
     TargetName,
 )  # fmt: skip
-from graphopt.cli.run import Evict, Name
 
 
 def report(

@@ -10,23 +10,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphopt.cli._app import AsJson, Debug, errors, out, phase
+from graphopt.cli._request import (
+    TARGET,
+    WHICH,
+    Arguments,
+    Dtype,
+    Evict,
+    OnePass,
+    PassPipeline,
+    Pixels,
+    TargetName,
+    call_values,
+)
 from graphopt.errors import GraphoptError, UsageError
 
 if TYPE_CHECKING:
     from graphopt.cli._from import Start
 
-Arguments = Annotated[
-    list[str] | None,
-    typer.Option("--arg", help="An argument of the pipeline's call, key=value with a JSON value; repeat for more."),
-]
-Evict = Annotated[bool, typer.Option("--evict", help="Move weights that no step reads from memory to a file.")]
-_WHICH = "A bundled name, a folder, a hub id, or module:factory."
-Name = Annotated[str, typer.Argument(metavar="PIPELINE", help=_WHICH)]
-
 
 def run(
     pipeline: Annotated[
-        str | None, typer.Argument(metavar="PIPELINE", help=f"{_WHICH} With --from, else the journal's.")
+        str | None, typer.Argument(metavar="PIPELINE", help=f"{WHICH} With --from, else the journal's.")
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; repeat for more.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
@@ -35,13 +39,14 @@ def run(
     seed: Annotated[
         int | None, typer.Option(help="Of the first image; the next ones count up. 0 if not given.")
     ] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
+    height: Pixels = None,
+    width: Pixels = None,
     count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
     arg: Arguments = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    target: Annotated[str, typer.Option(help="auto, eager, inductor, or a plug-in's.")] = "auto",
-    pass_pipeline: Annotated[str | None, typer.Option(help="Passes, such as exact or none.")] = None,
+    dtype: Dtype = None,
+    target: TargetName = TARGET,
+    pass_pipeline: PassPipeline = None,
+    one_pass: OnePass = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the images.")] = Path("graphopt-run"),
     source: Annotated[
         Path | None, typer.Option("--from", help="A dump of graphopt trace to run in place of the passes up to it.")
@@ -64,16 +69,16 @@ def run(
 
         graphopt run facebook/DiT-XL-2-256 --arg "class_labels=[207]"
 
-        graphopt run my_module:make_pipeline --prompt "a cabin" --no-compile
+        graphopt run my_module:make_pipeline --prompt "a cabin" --pass my_module:MyPass
 
         graphopt run --from dumps/007_hoist.py --then rest
 
     With --from, what is not given is as the journal beside the dump says.
     """
     from graphopt.cli._load import call_arguments, check, load
-    from graphopt.cli._options import check_names, passes_named, target_named
+    from graphopt.cli._options import check_names, passes_named, suits, target_named
 
-    began = _begin(source, then, pipeline, pass_pipeline, compile=compile)
+    began = _begin(source, then, pipeline, {"--pass-pipeline": pass_pipeline, "--pass": one_pass}, compile=compile)
     if began is None and pipeline is None:
         raise UsageError(
             "there is no PIPELINE", where="graphopt run", hint="graphopt run emoji-unet --prompt 'a red apple'"
@@ -95,9 +100,10 @@ def run(
     }
     prompts: list[str | None] = [*prompt] if prompt else [None]
     assert pipeline is not None
-    check_names(target, pass_pipeline)
+    check_names(target, pass_pipeline, one_pass or ())
     check(pipeline, {"prompt": prompts[0], **wanted}, dtype=dtype)
-    chosen, passes = target_named(target), began.passes if began else passes_named(pass_pipeline)
+    chosen = target_named(target)
+    passes = began.passes if began else passes_named(pass_pipeline, one_pass or (), suits(chosen))
     pipe = load(pipeline, dtype=dtype)
     calls = [call_arguments(pipe, {"prompt": text, **wanted}) for text in prompts]
     import torch
@@ -139,16 +145,17 @@ def run(
 
 
 def _begin(
-    source: Path | None, then: str | None, pipeline: str | None, passes: str | None, *, compile: bool
+    source: Path | None, then: str | None, pipeline: str | None, passes: dict[str, Any], *, compile: bool
 ) -> Start | None:
     """The dump to start from, read; None where there is none."""
     if source is None:
         if then is not None:
             raise UsageError("there is no dump to go on from", where="--then", hint="--from DUMP, or --pass-pipeline")
         return None
-    if passes is not None:
-        what = "a dump stands in place of passes; those after it are named by --then"
-        raise UsageError(what, where="--pass-pipeline", hint=f"--then {passes}")
+    for option, named in passes.items():
+        if named:
+            what = "a dump stands in place of passes; those after it are named by --then"
+            raise UsageError(what, where=option, hint=f"--then {named if isinstance(named, str) else ','.join(named)}")
     if not compile:
         raise UsageError("a dump runs compiled", where="--no-compile", hint="leave out --from or --no-compile")
     from graphopt.cli._from import start
@@ -182,19 +189,3 @@ def _images(result: Any) -> list[Any]:
             hint="graphopt run saves images; from Python, graphopt.compile works for this pipeline as well",
         )
     return flat
-
-
-def call_values(texts: list[str] | None) -> dict[str, Any]:
-    """``key=value`` arguments; a value that is not JSON is taken as text."""
-    found: dict[str, Any] = {}
-    for text in texts or []:
-        key, mark, value = text.partition("=")
-        if not mark or not key.strip().isidentifier():
-            raise UsageError(f"'{text}' is not key=value", where="--arg", hint="--arg 'class_labels=[207]'")
-        try:
-            found[key.strip()] = json.loads(value)
-        except json.JSONDecodeError:
-            if value[:1] in ("[", "{", '"'):
-                raise UsageError(f"'{value}' is not valid JSON", where=f"--arg {key}") from None
-            found[key.strip()] = value
-    return found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,9 +15,10 @@ from graphopt.cli._request import (
     PROMPT,
     SEED,
     STEPS,
-    TARGET,
+    WATCHED,
     Arguments,
     Dtype,
+    Name,
     OnePass,
     PassPipeline,
     Pixels,
@@ -25,9 +27,12 @@ from graphopt.cli._request import (
     Seed,
     Session,
     Steps,
-    TargetName,
+    Watched,
+    watched,
 )  # fmt: skip
-from graphopt.cli.run import Name
+
+if TYPE_CHECKING:
+    from graphopt.debug.history import Compilation
 
 
 def trace(
@@ -42,7 +47,7 @@ def trace(
     width: Pixels = None,
     arg: Arguments = None,
     dtype: Dtype = None,
-    target: TargetName = TARGET,
+    target: Watched = WATCHED,
     pass_pipeline: PassPipeline = None,
     one_pass: OnePass = None,
     as_json: AsJson = False,
@@ -66,8 +71,8 @@ def trace(
 
         graphopt trace emoji-dit --module vae.decoder --pass-pipeline bitwise -o decoder
     """
-    request = Request(pipeline, prompt, steps, seed, height, width, tuple(arg or ()), dtype, target, pass_pipeline,
-                      tuple(one_pass or ()))  # fmt: skip
+    request = Request(pipeline, prompt, steps, seed, height, width, tuple(arg or ()), dtype, watched(target),
+                      pass_pipeline, tuple(one_pass or ()))  # fmt: skip
     from graphopt.debug import journal as journals
 
     journals.check_folder(output, force=force)
@@ -76,18 +81,19 @@ def trace(
     session = request.open()
     found = compilation(session, module)
     with phase("writing dumps"):
-        journal = journals.write(found, output, about(session, [shot.name for shot in found.snapshots[1:]]))
+        journal = journals.write(found, output, about(session, found))
     if as_json:
         typer.echo(json.dumps({"folder": str(output), **journal}, indent=2))
         return
-    _show(journal, output, request)
+    _show(journal, output, request, module)
 
 
-def about(session: Session, passes: list[str]) -> dict[str, Any]:
+def about(session: Session, found: Compilation) -> dict[str, Any]:
     """How to make a trace again, without anything that differs between machines."""
     from importlib.metadata import version
 
     import graphopt
+    from graphopt.plugins import spelled
 
     request = session.request
     asked = vars(request) | {"arg": list(request.arg), "prompt": session.arguments.get("prompt")}
@@ -98,11 +104,11 @@ def about(session: Session, passes: list[str]) -> dict[str, Any]:
         "pipeline": request.pipeline,
         "request": run,
         "target": request.target,
-        "passes": passes,
+        "passes": [spelled(shot.pass_) for shot in found.snapshots if shot.pass_ is not None],
     }
 
 
-def _show(journal: dict[str, Any], folder: Path, request: Request) -> None:
+def _show(journal: dict[str, Any], folder: Path, request: Request, module: str | None) -> None:
     from rich.text import Text
 
     from graphopt.cli._show import remark, scaled, table, work_after
@@ -133,18 +139,16 @@ def _show(journal: dict[str, Any], folder: Path, request: Request) -> None:
     remark(console, "[dim]− removed, + added, ~ given other arguments, moved to an earlier stage[/]")
     busiest = max(entries[1:], key=lambda entry: len(entry["fired"]), default=entries[0])
     first, last = folder / entries[0]["file"], folder / busiest["file"]
-    name = busiest["name"].partition("{")[0]
+    again = [request.pipeline, busiest["name"].partition("{")[0], *(["--module", module] if module else [])]
     console.print()
     for command, what in (
-        (f"python {last}", "runs it on seeded inputs"),
-        (f"graphopt diff {first} {last}", "what changed up to there"),
-        (f"graphopt run --from {last}", "images with that program, edited or not"),
-        *(
-            [(f"graphopt explain {request.pipeline} {name}", "where it fired, and why not elsewhere")]
-            * bool(entries[1:])
-        ),
-    ):
-        console.print(Text.assemble("  ", (command, "bold"), (f"  # {what}", "dim")), soft_wrap=True)
+        (["python", last], "runs it on seeded inputs"),
+        (["graphopt", "diff", first, last], "what changed up to there"),
+        (["graphopt", "run", "--from", last], "images with that program, edited or not"),
+        (["graphopt", "explain", *again, *request.options()], "where it fired, and why not elsewhere"),
+    )[: None if entries[1:] else 3]:
+        text = shlex.join(map(str, command))
+        console.print(Text.assemble("  ", (text, "bold"), (f"  # {what}", "dim")), soft_wrap=True)
 
 
 def _dot(count: int) -> str:

@@ -97,8 +97,8 @@ def check(captured: Program, given: Given) -> None:
     what = boundary(captured, given.program)
     if what:
         lines = Path(given.dump).read_text(encoding="utf-8").splitlines()
-        sought = "return " if what.startswith(("result", "the dump returns")) else "INPUTS"
-        number = max(k for k, line in enumerate(lines, 1) if line.strip().startswith(sought))
+        sought = "return" if what.startswith(("result", "the dump returns")) else "INPUTS"
+        number = max((k for k, line in enumerate(lines, 1) if line.strip().startswith(sought)), default=1)
         raise UsageError(
             what,
             where=f"{given.dump}:{number}: {lines[number - 1].strip()}",

@@ -18,6 +18,7 @@ from graphopt.debug.dumps import CONSTANTS, save_constants, source, text
 from graphopt.debug.history import Compilation, Place, Snapshot
 from graphopt.errors import UsageError
 from graphopt.ir.cost import StageCost, stage_costs
+from graphopt.plugins import spelled
 
 JOURNAL = "journal.json"
 
@@ -65,7 +66,7 @@ def _entry(snapshot: Snapshot) -> dict[str, Any]:
         reasons[held.reason].append(held.place)
     return {
         "file": f"{snapshot.slug}.py",
-        "name": snapshot.name,
+        "name": spelled(snapshot.pass_) if snapshot.pass_ is not None else snapshot.name,
         "accuracy": snapshot.accuracy or None,
         "fired": [
             {**vars(entry.place), "removed": list(entry.removed), "added": list(entry.added)}

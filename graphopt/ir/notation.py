@@ -68,13 +68,15 @@ def symbols(value: Any) -> Iterator[tuple[str, int]]:
                 yield str(symbol), int(known.get(symbol, 0))
 
 
-def sizes(hints: Mapping[str, int]) -> tuple[Any, dict[str, Any]]:
+def sizes(hints: Mapping[Any, Any]) -> tuple[Any, dict[str, Any]]:
     """Symbolic ints by name, and the ``ShapeEnv`` that they belong to; None where there are no symbols.
 
-    Raises ValueError for a symbol that stands for a size known only once values are.
+    Raises ValueError for a symbol that stands for a size known only once values are, and for what is no symbol.
     """
     if not hints:
         return None, {}
+    if not all(isinstance(name, str) and type(hint) is int for name, hint in hints.items()):
+        raise ValueError("sizes must read: {'symbol': number, …}")
     from torch._dynamo.source import ConstantSource  # importing Dynamo takes seconds, and symbols are rare
     from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
@@ -101,22 +103,39 @@ def tensor(text: str, known: Mapping[str, Any]) -> torch.Tensor:
     if match is None:
         raise ValueError(f"'{text}' is no tensor such as f32[2, 3]")
     kind, shape, strides, place = match.groups()
-    dtype = _LONG.get(kind, getattr(torch, kind, None))
-    if not isinstance(dtype, torch.dtype):
+    dtype = _dtype(kind)
+    if dtype is None:
         raise ValueError(f"'{kind}' is no dtype ({nearest(kind, _LONG)})")
     size = _numbers(shape, known)
     if strides is None:
         return torch.empty(size, dtype=dtype, device=place)
-    return torch.empty_strided(size, _numbers(strides, known), dtype=dtype, device=place)
+    steps = _numbers(strides, known)
+    if len(steps) != len(size):
+        raise ValueError(f"'{text}' has {len(size)} dimensions and {len(steps)} strides")
+    return torch.empty_strided(size, steps, dtype=dtype, device=place)
 
 
 def is_tensor(text: str) -> bool:
     """Whether a text describes one tensor."""
-    return _TENSOR.fullmatch(text) is not None
+    match = _TENSOR.fullmatch(text)
+    return match is not None and _dtype(match[1]) is not None
+
+
+def _dtype(kind: str) -> torch.dtype | None:
+    found = _LONG.get(kind, getattr(torch, kind, None))
+    return found if isinstance(found, torch.dtype) else None
 
 
 def _numbers(text: str, known: Mapping[str, Any]) -> list[Any]:
-    return [_number(entry, known) for entry in ast.parse(f"[{text}]", mode="eval").body.elts]  # type: ignore[attr-defined]
+    try:
+        entries = ast.parse(f"[{text}]", mode="eval").body
+    except SyntaxError:
+        raise ValueError(f"the sizes '{text}' cannot be read: they are numbers with commas between") from None
+    found = [_number(entry, known) for entry in entries.elts]  # type: ignore[attr-defined]
+    for size in found:
+        if isinstance(size, int) and not 0 <= size < 2**63:
+            raise ValueError(f"the size {size} is {'negative' if size < 0 else 'too large'}")
+    return found
 
 
 _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
@@ -134,7 +153,10 @@ def _number(node: ast.expr, known: Mapping[str, Any]) -> Any:
         case ast.Name() if node.id in known:
             return known[node.id]
         case ast.BinOp() if type(node.op) in _ARITHMETIC:
-            return _ARITHMETIC[type(node.op)](_number(node.left, known), _number(node.right, known))
+            left, right = _number(node.left, known), _number(node.right, known)
+            divides, raises = isinstance(node.op, ast.FloorDiv | ast.Mod), isinstance(node.op, ast.Pow)
+            if not ((divides and right == 0) or (raises and not (isinstance(right, int) and 0 <= right < 64))):
+                return _ARITHMETIC[type(node.op)](left, right)
     raise ValueError(f"the size '{ast.unparse(node)}' cannot be read; symbols are listed in SIZES")
 
 
@@ -151,13 +173,16 @@ def target_name(target: Any) -> str:
     return f"{module.removeprefix('_')}.{getattr(target, '__name__', str(target))}"
 
 
-_ROOTS = {"ops": torch.ops, "operator": operator, "torch": torch, "math": math}
+# What the names of operators and constants begin with.
+ROOTS = {"ops": torch.ops, "operator": operator, "torch": torch, "math": math}
 
 
 def target(node: ast.expr) -> Any:
     """The operator that a dotted name stands for; a line may call nothing else. Raises UsageError or ValueError."""
     found = attribute(node)
-    known = isinstance(found, torch._ops.OpOverload | torch._ops.HigherOrderOperator) or found in PURE_PYTHON
+    known = isinstance(found, torch._ops.OpOverload | torch._ops.HigherOrderOperator) or any(
+        found is entry for entry in PURE_PYTHON
+    )
     if isinstance(found, torch._ops.OpOverloadPacket):
         choices = ", ".join(f"{ast.unparse(node)}.{name}" for name in found.overloads())
         raise UsageError(f"{ast.unparse(node)} has several forms", hint=f"one of: {choices}")
@@ -170,9 +195,9 @@ def attribute(node: ast.expr) -> Any:
     """What a dotted name below ``ops``, ``operator``, ``torch`` or ``math`` stands for."""
     if not isinstance(node, ast.Attribute):
         name = node.id if isinstance(node, ast.Name) else ast.unparse(node)
-        if name not in _ROOTS:
-            raise ValueError(f"'{name}' is none of {', '.join(sorted(_ROOTS))}")
-        return _ROOTS[name]
+        if name not in ROOTS:
+            raise ValueError(f"'{name}' is none of {', '.join(sorted(ROOTS))}")
+        return ROOTS[name]
     parent = attribute(node.value)
     try:
         return getattr(parent, node.attr)
@@ -236,16 +261,17 @@ def read(node: ast.expr | None, names: Mapping[str, fx.Node]) -> Any:
             return [read(entry, names) for entry in node.elts]
         case ast.Tuple():
             return tuple(read(entry, names) for entry in node.elts)
-        case ast.Dict():
-            keys = [ast.literal_eval(key) if key else None for key in node.keys]
-            return dict(zip(keys, (read(entry, names) for entry in node.values), strict=True))
-        case ast.UnaryOp(op=ast.USub()):
-            return -read(node.operand, names)
-        case ast.BinOp():
+        case ast.Dict(keys=keys) if all(isinstance(key, ast.Constant) for key in keys):
+            return dict(zip(map(ast.literal_eval, keys), (read(entry, names) for entry in node.values), strict=True))  # type: ignore[arg-type]
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() | complex() as number)):
+            return -number
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id="inf" | "nan" as name)):
+            return -float(name)
+        case ast.BinOp(left=ast.Constant() | ast.UnaryOp(), right=ast.Constant()):
             return ast.literal_eval(node)  # a complex number
-        case ast.Call(func=ast.Name(id="device")):
-            return torch.device(ast.literal_eval(node.args[0]))
-        case ast.Call(func=ast.Name(id="slice")):
+        case ast.Call(func=ast.Name(id="device"), args=[ast.Constant(value=str() as name)], keywords=[]):
+            return torch.device(name)
+        case ast.Call(func=ast.Name(id="slice"), args=[_, *_], keywords=[]):
             return slice(*(read(entry, names) for entry in node.args))
         case ast.Call():
             what = f"the argument {ast.unparse(node)} is a call"

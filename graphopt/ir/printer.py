@@ -22,7 +22,7 @@ from graphopt.errors import UsageError
 from graphopt.ir.notation import argument, describe, symbols, target_name
 from graphopt.ir.program import Program
 from graphopt.ir.reader import parse
-from graphopt.ir.stages import STEP, placement, stage_name
+from graphopt.ir.remarks import origin, remark
 
 __all__ = ["describe", "dump", "line", "parse", "target_name"]
 
@@ -78,9 +78,9 @@ def dump(program: Program) -> str:
         if node.op == "call_function":
             here = (node.meta.get("module", ""), node.meta.get("source", ""))
             if here != shown:
-                lines.append(f"    # {here[0] or '(model)'}  {here[1]}".rstrip())
+                lines.append(f"    {origin(node)}")
             shown = here
-            lines.append(f"    {line(node)}  # {_remarks(node)}")
+            lines.append(f"    {line(node)}  {remark(node)}")
         elif node.op != "placeholder":
             lines.append(f"    {line(node)}")
     return "\n".join(lines) + "\n"
@@ -99,15 +99,6 @@ def line(node: fx.Node, inside: str = "") -> str:
         case "output":
             return f"return {argument(node.args[0])}"
     return node.name
-
-
-def _remarks(node: fx.Node) -> str:
-    parts = [describe(node.meta.get("val"))]
-    if placement(node) != STEP:
-        parts.append(f"@{stage_name(placement(node))}")
-    if node.meta.get("rules"):
-        parts.append("by " + ", ".join(node.meta["rules"]))
-    return "; ".join(parts)
 
 
 def _call(node: fx.Node) -> str:

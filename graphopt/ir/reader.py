@@ -3,117 +3,92 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import dataclasses
 import importlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 from torch.utils._pytree import TreeSpec, treespec_loads
 
-from graphopt.errors import GraphoptError, UsageError
+from graphopt.errors import UsageError, nearest
 from graphopt.ir.layout import has_symbols
-from graphopt.ir.notation import close, describe, is_tensor, read, sizes, target, tensor
-from graphopt.ir.program import Input, Program, fake_mode, infer
+from graphopt.ir.notation import ROOTS, close, describe, is_tensor, read, sizes, target, tensor
+from graphopt.ir.program import ROLES, Input, Program, fake_mode, infer
 from graphopt.ir.relations import RELATIONS, Relation
-from graphopt.ir.stages import STAGES
+from graphopt.ir.remarks import Comments
+from graphopt.ir.source import Source
 from graphopt.ir.verify import steps
-
-
-@dataclass
-class _Source:
-    """A dump, taken apart."""
-
-    filename: str
-    lines: list[str]
-    tree: ast.Module
-    assigned: dict[str, ast.expr]
-    functions: dict[str, ast.FunctionDef]
-
-    def literal(self, name: str, default: Any = None) -> Any:
-        if name not in self.assigned and default is not None:
-            return default
-        try:
-            return ast.literal_eval(self.assigned[name])
-        except (ValueError, KeyError) as error:
-            raise self.unreadable(error) from error
-
-    def unreadable(self, error: Exception) -> UsageError:
-        what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        return UsageError(f"not a readable dump: {what}", where=self.filename,
-                          hint="dumps are written by graphopt.ir.printer.dump, and by graphopt trace")  # fmt: skip
-
-    def at(self, statement: ast.AST, error: Exception) -> UsageError:
-        number = getattr(statement, "lineno", 1)
-        known = isinstance(error, GraphoptError)
-        what = error.what if isinstance(error, GraphoptError) else str(error).strip().partition("\n")[0]
-        kind = "" if known or isinstance(error, ValueError) else f"{type(error).__name__}: "
-        return UsageError(
-            f"cannot read a line of the dump: {kind}{what}",
-            where=f"{self.filename}:{number}: {self.lines[number - 1].strip()}",
-            hint=error.hint if isinstance(error, GraphoptError) else "",
-        )
-
-
-def _source(text: str, filename: str) -> _Source:
-    found = _Source(filename, text.splitlines(), ast.Module([], []), {}, {})
-    try:
-        found.tree = ast.parse(text)
-    except SyntaxError as error:
-        what = f"{error.msg}: {(error.text or '').strip()}"
-        raise UsageError(f"not a readable dump: {what}", where=f"{filename}:{error.lineno}",
-                         hint="a line must read: name = operator(arguments)") from error  # fmt: skip
-    for node in found.tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            found.assigned[node.targets[0].id] = node.value
-        elif isinstance(node, ast.FunctionDef):
-            found.functions[node.name] = node
-    return found
 
 
 def parse_inputs(source: str, filename: str = "<program>") -> Program:
     """The Program of a dump without its lines: inputs with their roles and values, and no results."""
-    program = _inputs(_source(source, filename))
+    program = _inputs(Source.of(source, filename))
     program.graph.output(())
     return program
 
 
-def _inputs(source: _Source) -> Program:
-    title = (ast.get_docstring(source.tree) or "").removeprefix("graphopt program ")
-    table, graph = source.literal("INPUTS"), fx.Graph()
-    try:
-        inputs = tuple(Input(name, role, path) for name, (role, path, _) in table.items())
-        relations = tuple(_relation(*entry) for entry in source.literal("RELATIONS", []))
+def _inputs(source: Source) -> Program:
+    title = (ast.get_docstring(source.tree) or "").partition("\n")[0].removeprefix("graphopt program ")
+    graph, inputs = fx.Graph(), list[Input]()
+    with source.reading(source.assigned.get("SIZES", source.tree)):
         env, known = sizes(source.literal("SIZES", {}))
-        mode = fake_mode(graph)
-        mode.shape_env, mode.static_shapes = env, env is None
-        for name, (_, _, text) in table.items():
+    mode = fake_mode(graph)
+    mode.shape_env, mode.static_shapes = env, env is None
+    for place, name, entry in source.table("INPUTS"):
+        with source.reading(place):
+            inputs.append(_input(name, entry))
             node = graph.create_node("placeholder", name, name=name)
+            if node.name != name:
+                what = "stands twice" if any(name == other.name for other in inputs[:-1]) else "cannot be called so"
+                raise ValueError(f"the input '{name}' {what}")
             with mode:
-                node.meta["val"] = tensor(text, known)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise source.unreadable(error) from error
-    return Program(graph, inputs, name=title or source.filename, relations=relations,
-                   out_spec=_spec(source.literal("RESULT", "")))  # fmt: skip
+                node.meta["val"] = tensor(entry[2], known)
+    with source.reading(source.assigned.get("RELATIONS", source.tree)):
+        relations = tuple(map(_relation, source.literal("RELATIONS", [])))
+    with source.reading(source.assigned.get("RESULT", source.tree)):
+        spec = _spec(source.literal("RESULT", ""))
+    return Program(graph, tuple(inputs), name=title or source.filename, relations=relations, out_spec=spec)
 
 
-def _relation(kind: str, *values: Any) -> Relation:
-    if kind not in RELATIONS:
-        raise ValueError(f"there is no relation '{kind}' ({', '.join(RELATIONS)})")
+def _input(name: Any, entry: Any) -> Input:
+    fits = isinstance(entry, tuple) and len(entry) == 3 and all(isinstance(part, str) for part in (name, *entry))
+    if not fits:
+        raise ValueError("an input must read: 'name': ('role', 'path', 'value')")
+    if entry[0] not in ROLES:
+        raise UsageError(f"there is no role '{entry[0]}'", hint=nearest(entry[0], ROLES))
+    return Input(name, entry[0], entry[1])
+
+
+def _relation(entry: Any) -> Relation:
+    kind, *values = entry if isinstance(entry, tuple) and entry else (entry,)
+    if kind not in tuple(RELATIONS):
+        raise ValueError(f"there is no relation {kind!r} ({', '.join(RELATIONS)})")
+    names = [found.name for found in dataclasses.fields(RELATIONS[kind])]
+    kinds = [str if name == "path" else int for name in names]
+    if list(map(type, values)) != kinds or any(value < (name in ("times", "calls")) for name, value in
+                                              zip(names, values, strict=True) if name != "path"):  # fmt: skip
+        raise ValueError(f"a relation must read: ({', '.join((repr(kind), *names))}), its numbers counting from 0")
     made: Relation = RELATIONS[kind](*values)
     return made
 
 
 def _spec(text: str) -> TreeSpec | None:
+    """How results are put together; what is no such text is refused, whatever torch makes of it."""
     if not text:
         return None
-    for kind in _kinds(json.loads(text)[1]):
-        root, _, _ = kind.partition(".")
-        if root in ("diffusers", "transformers"):  # whose classes are known to torch once they are imported
-            importlib.import_module(kind.rpartition(".")[0])
-    return treespec_loads(text)
+    try:
+        for kind in _kinds(json.loads(text)[1]):
+            root, _, _ = kind.partition(".")
+            if root in ("diffusers", "transformers"):  # whose classes are known to torch once they are imported
+                importlib.import_module(kind.rpartition(".")[0])
+        return treespec_loads(text)
+    except Exception as error:
+        raise UsageError(f"RESULT does not say how results are put together ({type(error).__name__}: {error})",
+                         hint="leave it as it was written: results are the model's own") from error  # fmt: skip
 
 
 def _kinds(spec: Mapping[str, Any]) -> Iterator[str]:
@@ -133,96 +108,107 @@ def parse(source: str, filename: str = "<program>") -> Program:
     UsageError : what is wrong, with the line at fault: an operator that does not exist, a name that is not defined,
         shapes that an operator does not take, parameters that are not those of ``INPUTS``.
     """
-    parts = _source(source, filename)
-    if "program" not in parts.functions:
-        raise parts.unreadable(KeyError("function 'program'"))
-    program, function = _inputs(parts), parts.functions["program"]
-    parameters = [entry.arg for entry in function.args.args]
-    if parameters != [entry.name for entry in program.inputs]:
-        wrong = sorted({*parameters} ^ {entry.name for entry in program.inputs})
-        what = f"the parameters of 'program' are not those of INPUTS: {', '.join(wrong) or 'their order differs'}"
-        raise parts.at(function, UsageError(what, hint="inputs cannot be edited: they are those of the model"))
-    remarks = _read_remarks(source)
+    parts = Source.of(source, filename)
+    function, program = parts.function("program"), _inputs(parts)
+    with parts.reading(function):
+        parameters = _parameters(function)
+        if parameters != [entry.name for entry in program.inputs]:
+            wrong = sorted({*parameters} ^ {entry.name for entry in program.inputs})
+            what = f"the parameters of 'program' are not those of INPUTS: {', '.join(wrong) or 'their order differs'}"
+            raise UsageError(what, hint="inputs cannot be edited: they are those of the model")
     names = {node.name: node for node in program.placeholders}
-    _read_lines(parts, function, program.graph, program.root, names, remarks)
+    _read_lines(parts, function, program.graph, program.root, names, ())
+    with parts.reading(function.body[-1]):
+        _check_results(program)
     return program
 
 
+def _parameters(function: ast.FunctionDef) -> list[str]:
+    found = [entry.arg for entry in function.args.args]
+    if ast.unparse(function.args) != ", ".join(found):
+        raise ValueError(f"the parameters of '{function.name}' must be names and nothing else")
+    return found
+
+
+def _check_results(program: Program) -> None:
+    (values,) = program.output.args
+    plain = fx.Node | int | float | str | None
+    if not isinstance(values, tuple | list) or not all(isinstance(entry, plain) for entry in values):
+        raise ValueError("results must be a tuple of names: return (name,)")
+    if program.out_spec is not None and program.out_spec.num_leaves != len(values):
+        what = f"{len(values)} results are returned, and the model puts together {program.out_spec.num_leaves}"
+        raise UsageError(what, hint="results are the model's own: an edit may change only how they are computed")
+
+
 def _read_lines(
-    parts: _Source, function: ast.FunctionDef, graph: fx.Graph, root: torch.nn.Module, names: dict[str, fx.Node],
-    remarks: Mapping[str, dict[str, Any]] | None,
+    parts: Source, function: ast.FunctionDef, graph: fx.Graph, root: torch.nn.Module, names: dict[str, fx.Node],
+    inside: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """The lines of a function as nodes; with `remarks`, those of the Program itself, values are inferred."""
+    """The lines of a function as nodes; values are inferred in those of the Program itself.
+
+    `inside` are the functions that call this one, which it cannot call.
+    """
     done = False
     for statement in function.body:
-        try:
+        with parts.reading(statement):
             match statement:
                 case _ if done:
                     raise ValueError("nothing can follow the return")
                 case ast.Return():
                     graph.output(read(statement.value, names))
                     done = True
-                case ast.Assign(targets=[ast.Name(id=name)], value=ast.Subscript() as found):
-                    names[name] = _subgraph(name, parts, found, graph, root)
+                case ast.Assign(targets=[ast.Name(id=name)]) if name in ROOTS:
+                    raise ValueError(f"operators are called by '{name}', which can be nothing else")
+                case ast.Assign(
+                    targets=[ast.Name(id=name)],
+                    value=ast.Subscript(value=ast.Name(id="GRAPHS"), slice=ast.Constant(value=str() as called)),
+                ):
+                    names[name] = _subgraph(name, called, parts, graph, root, (*inside, function.name))
                 case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call() as call):
+                    if any(entry.arg is None for entry in call.keywords):
+                        raise ValueError("arguments must be written out, without **")
                     kwargs = {str(entry.arg): read(entry.value, names) for entry in call.keywords}
                     args = tuple(read(entry, names) for entry in call.args)
                     names[name] = graph.create_node("call_function", target(call.func), args, kwargs, name)
-                    if remarks is not None:
-                        _annotate(names[name], remarks.get(name, {}))
+                    if not inside:
+                        _annotate(names[name], parts.comments, function, statement)
                 case _:
                     raise ValueError("a line must read: name = operator(arguments)")
-        except Exception as error:
-            raise parts.at(statement, error) from error
     if not done:
         raise parts.at(function, ValueError(f"'{function.name}' returns nothing"))
 
 
-def _annotate(node: fx.Node, remark: Mapping[str, Any]) -> None:
+def _annotate(node: fx.Node, comments: Comments, function: ast.FunctionDef, statement: ast.stmt) -> None:
     """The value of a node, inferred, and what a dump says about it.
 
     Operators do not agree on the strides of dimensions of size 1, which say nothing: those of the dump hold.
     """
     node.meta["val"] = value = infer(node)
-    text = remark.get("val", "")
+    first, last = statement.lineno, statement.end_lineno or statement.lineno
+    remark = comments.remark(first, last, value)
+    text = remark.pop("val", "")
     if isinstance(value, torch.Tensor) and not has_symbols(value) and text != describe(value) and is_tensor(text):
-        with fake_mode(node.graph):
+        with fake_mode(node.graph), contextlib.suppress(ValueError):  # of symbols: the line was edited since
             noted = tensor(text, {})
-        if (noted.shape, noted.dtype, noted.device) == (value.shape, value.dtype, value.device):
-            node.meta["val"] = noted if steps(noted) == steps(value) else value
-    node.meta.update((key, entry) for key, entry in remark.items() if key != "val")
+            if (noted.shape, noted.dtype, noted.device) == (value.shape, value.dtype, value.device):
+                node.meta["val"] = noted if steps(noted) == steps(value) else value
+    node.meta |= comments.origin(function.lineno, first) | remark
 
 
-def _subgraph(here: str, parts: _Source, found: ast.Subscript, graph: fx.Graph, root: torch.nn.Module) -> fx.Node:
+def _subgraph(
+    here: str, name: str, parts: Source, graph: fx.Graph, root: torch.nn.Module, inside: tuple[str, ...]
+) -> fx.Node:
     """``here = GRAPHS['name']`` as a node, its graph made a part of `root`."""
-    name = ast.literal_eval(found.slice)
     if name not in parts.functions:
         raise UsageError(f"there is no function '{name}'", hint=close(name, parts.functions))
-    function, inner, inside = parts.functions[name], fx.Graph(), torch.nn.Module()
-    names = {e.arg: inner.create_node("placeholder", e.arg, name=e.arg) for e in function.args.args}
-    _read_lines(parts, function, inner, inside, names, None)
-    module = fx.GraphModule(inside, inner)
-    root.add_module(name, module)
+    if name in inside:
+        raise ValueError(f"the function '{name}' would call itself")
+    function, inner, module = parts.functions[name], fx.Graph(), torch.nn.Module()
+    with parts.reading(function):
+        names = {arg: inner.create_node("placeholder", arg, name=arg) for arg in _parameters(function)}
+    _read_lines(parts, function, inner, module, names, inside)
+    made = fx.GraphModule(module, inner)
+    root.add_module(name, made)
     node = graph.create_node("get_attr", name, name=here)
-    node.meta["val"] = module  # what the operator is inferred with
+    node.meta["val"] = made  # what the operator is inferred with
     return node
-
-
-def _read_remarks(source: str) -> dict[str, dict[str, Any]]:
-    """What the comments of a dump say about nodes: value, submodule, source line, placement, rules."""
-    found: dict[str, dict[str, Any]] = {}
-    origin: dict[str, Any] = {}
-    for line in map(str.strip, source.splitlines()):
-        name, mark, rest = line.partition(" = ")
-        if line.startswith("# "):
-            module, _, where = line.removeprefix("# ").partition("  ")
-            origin = {"module": "" if module == "(model)" else module, "source": where}
-        elif mark and name.isidentifier():
-            known = found[name] = dict(origin)
-            known["val"], *remarks = rest.rpartition("  # ")[2].split("; ")
-            for remark in remarks:
-                if remark.startswith("@"):
-                    known["placement"] = STAGES[remark[1:]]
-                elif remark.startswith("by "):
-                    known["rules"] = tuple(remark[3:].split(", "))
-    return found

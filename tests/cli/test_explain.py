@@ -20,16 +20,16 @@ from tests.goldens import Golden
 PIPELINE = "tests.cli.factories:smallest"
 
 BODY = """
-    # block.0  model.py:3
+    # :: block.0  model.py:3
     one = ops.aten.mul.Tensor(x, 1)  # f32[64, 8]
     two = ops.aten.mul.Tensor(one, 1)  # f32[64, 8]
-    # block.1  model.py:7
+    # :: block.1  model.py:7
     three = ops.aten.mul.Tensor(two, 1)  # f32[64, 8]
-    # tokens  model.py:11
+    # :: tokens  model.py:11
     view = ops.aten.transpose.int(c, 0, 1)  # f32[8, 64]
     key = ops.aten.neg.default(c)  # f32[64, 8]
     wide = ops.aten.expand.default(k, [64, 8])  # f32[64, 8]
-    # (model)
+    # :: (model)
     add = ops.aten.add.Tensor(three, key)  # f32[64, 8]
     sum = ops.aten.add.Tensor(add, wide)  # f32[64, 8]
     product = ops.aten.matmul.default(sum, view)  # f32[64, 64]

@@ -65,7 +65,7 @@ def test_table(traced: tuple[Path, str], golden: Golden) -> None:
 
 def test_journal_says_what_each_pass_did_and_how_to_make_it_again(traced: tuple[Path, str]) -> None:
     about = journal(traced[0])
-    assert (about["pipeline"], about["module"], about["target"]) == (PIPELINE, "unet", "auto")
+    assert (about["pipeline"], about["module"], about["target"]) == (PIPELINE, "unet", "eager")
     assert about["request"] == {
         "prompt": None, "steps": 2, "seed": 0, "height": None, "width": None, "arg": [], "dtype": None,
     }  # fmt: skip

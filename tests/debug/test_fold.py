@@ -14,7 +14,7 @@ def blocks(kinds: str) -> Program:
     """A block per letter: one that ends in an unread ``clone`` (c), ``neg`` (n), or in both (b)."""
     lines, last = [], "x"
     for number, kind in enumerate(kinds):
-        lines.append(f"# blocks.{number}.act  model.py:3")
+        lines.append(f"# :: blocks.{number}.act  model.py:3")
         lines.append(f"silu_{number} = ops.aten.silu.default({last})")
         last = f"silu_{number}"
         lines += [f"clone_{number} = ops.aten.clone.default({last})"] * (kind in "cb")
@@ -47,9 +47,9 @@ def test_every_change_is_in_one_group() -> None:
 
 def test_shapes_keep_blocks_apart() -> None:
     body = """
-        # blocks.0  model.py:3
+        # :: blocks.0  model.py:3
         a_0 = ops.aten.clone.default(x)
-        # blocks.1  model.py:3
+        # :: blocks.1  model.py:3
         a_1 = ops.aten.clone.default(y)
         return (x,)
     """

@@ -17,7 +17,7 @@ from tests.ir import models
 @pytest.mark.parametrize("model", [models.unet, models.pixart])
 def test_reads_back_what_it_wrote(model: Callable[[], Program]) -> None:
     text = dump(model())
-    assert "# mid_block" in text or "# transformer_blocks.0" in text
+    assert "# :: mid_block" in text or "# :: transformer_blocks.0" in text
     assert dump(parse(text)) == text
 
 
@@ -67,7 +67,7 @@ def test_an_edited_dump_computes_the_edit() -> None:
     [
         ("ops.aten.sin", "ops.aten.sinn", "cannot read a line"),
         ("sin.default(x)", "sin.default(y)", "cannot read a line"),
-        ("INPUTS", "INPUT", "not a readable dump"),
+        ("INPUTS", "INPUT", "there is no INPUTS"),
         ("a = ops.aten.sin.default(x)", "a = b = 1", "a line must read"),
         ("ops.aten.sin.default(x)", "__import__('os').system('true')", "cannot read a line"),
     ],

@@ -243,7 +243,7 @@ BODY = """
         ("'f32[2, 3]'", "'g32[2, 3]'", "'g32' is no dtype"),
         ("'f32[2, 3]'", "'f32'", "'f32' is no tensor such as"),
         ("def program", "def other", "there is no .*function 'program'"),
-        ("INPUTS = {", "INPUTS = dict() or {", "not a readable dump"),
+        ("INPUTS = {", "INPUTS = dict() or {", r"INPUTS must be written out.*\n.*<program>:\d+: INPUTS = "),
     ],
 )
 def test_a_broken_edit_is_named_with_its_line(old: str, new: str, error: str) -> None:
@@ -263,7 +263,7 @@ def test_names_may_be_used_again() -> None:
 def test_a_line_of_ones_own_takes_the_provenance_above_it() -> None:
     program = sketch(BODY, x="f32[2, 3]", w="f32[3]").program
     next(program.calls()).meta |= {"module": "block", "source": "model.py:3"}
-    text = dump(program).replace("    # (model)\n", "    neg = ops.aten.neg.default(sin)\n    # (model)\n")
+    text = dump(program).replace("    # :: (model)\n", "    neg = ops.aten.neg.default(sin)\n    # :: (model)\n")
     _, neg, _ = Traced(parse(text)).program.calls()
     assert (neg.name, neg.meta["module"], neg.meta["source"]) == ("neg", "block", "model.py:3")
     assert isinstance(Match(neg), Match)
