@@ -146,7 +146,7 @@ def graph(
     if as_json:
         typer.echo(json.dumps(about, indent=2))
         return
-    from graphopt.cli._show import scaled
+    from graphopt.debug.figures import scaled
 
     text = f"{file}: {about['module']}, {about['nodes']} nodes, {about['passes']} passes, {scaled(len(made), 'B')}"
     out().print(text, markup=False, soft_wrap=True)

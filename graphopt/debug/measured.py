@@ -1,8 +1,8 @@
 """How far each value of an optimised Program is off the original's, on the inputs of one call.
 
-Two values are compared where one node stands for the other: a node that passes left, renamed or gave other arguments, and
-whose shape is the same, and a result of the whole. What a pass made anew has no counterpart, and no error; what is computed
-from it mostly has.
+Two values are compared where one node stands for the other: a node that passes left, renamed or gave other arguments,
+as long as its shape is the same, or a result of the whole. What a pass made anew has no counterpart, and no error; what
+is computed from it mostly has.
 """
 
 from __future__ import annotations
