@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -103,15 +103,18 @@ def errors() -> Console:
 
 
 @contextmanager
-def phase(text: str) -> Iterator[None]:
-    """What is being done, on stderr: a spinner on a terminal, a plain line elsewhere."""
+def phase(text: str) -> Iterator[Callable[[str], None] | None]:
+    """What is being done, on stderr: a spinner on a terminal, a plain line elsewhere.
+
+    On a terminal it gives a function that shows how far it has come, behind the text; elsewhere None.
+    """
     console = errors()
     if console.is_terminal:
-        with console.status(text):
-            yield
+        with console.status(Text(text)) as status:
+            yield lambda detail: status.update(Text(f"{text}{': ' * bool(detail)}{detail}"))
     else:
         console.print(Text(text))
-        yield
+        yield None
 
 
 def _quieten() -> None:

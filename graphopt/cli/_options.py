@@ -154,13 +154,15 @@ def passes_named(text: str | None, extra: Sequence[str] = (), base: str = "exact
     A pass that is not registered is named by the place that it is imported from, ``my_module:MyPass{limit=3}``.
 
     This reads what `graphopt.ir.rewrite.spell` writes. Each of `extra` takes the place of the passes of its name, or
-    goes to the end where there is none; without a `text` they go into the pipeline `base`. Raises UsageError for an
-    unknown name, option or value, and PassError for an order that is not legal.
+    goes to the end where there is none, with `fold_constants` once more behind it where the pipeline has that: what a
+    pass makes of weights would be computed in every step otherwise. Without a `text` they go into the pipeline `base`.
+    Raises UsageError for an unknown name, option or value, and PassError for an order that is not legal.
     """
     if text is None and not extra:
         return None
     from graphopt import pipelines, plugins
     from graphopt.ir.driver import check_order
+    from graphopt.passes import FoldConstants
 
     known, found = plugins.passes(), list[Any]()
     for entry in _entries(text) if text is not None else [base]:
@@ -170,12 +172,15 @@ def passes_named(text: str | None, extra: Sequence[str] = (), base: str = "exact
         else:
             cls = known_pass(name, known, "--pass-pipeline", pipelines.PIPELINES)
             found.append(_made(cls, options, f"--pass-pipeline {entry.strip()}"))
+    names, folds = {other.name for other in found}, [other for other in found if isinstance(other, FoldConstants)]
     for entry in extra:
         name, options = _split(entry)
         made = _made(known_pass(name, known, "--pass"), options, f"--pass {entry.strip()}")
         places = [place for place, other in enumerate(found) if other.name == made.name]
         for place in places or [len(found)]:
             found[place : place + 1] = [made]
+    if folds and found[-1].name not in names:
+        found.append(next(other for other in reversed(found) if isinstance(other, FoldConstants)))
     check_order(found)
     return tuple(found)
 

@@ -144,9 +144,14 @@ class Session:
             return self.pipe(**{**self.arguments, "generator": generator, **call})
 
     def run(self, *, observers: Sequence[Observer] = (), **options: Any) -> Any:
-        """Compile and sample once, saying so on stderr."""
-        self.compile(observers=observers, **options)
-        with phase("compiling and sampling"):
+        """Compile and sample once, saying so on stderr; on a terminal also which module and pass is at work."""
+        with phase("compiling and sampling") as say:
+            watching = list(observers)
+            if say is not None:
+                from graphopt.cli._progress import Progress
+
+                watching.append(Progress(say, len(self.passes)))
+            self.compile(observers=watching, **options)
             return self.sample()
 
     @property

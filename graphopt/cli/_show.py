@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from graphopt.debug.figures import scaled
 from graphopt.debug.statistics import PassRecord
 from graphopt.ir.cost import StageCost
 from graphopt.runtime.report import ModuleReport, Report, VariantReport, counted
@@ -26,20 +27,6 @@ def table(title: str, *columns: str, left: Sequence[str] = ()) -> Table:
         text = position == 0 or column in left
         made.add_column(column, justify="left" if text else "right", overflow="fold")
     return made
-
-
-def scaled(value: Any, unit: str = "") -> str:
-    """``12.3 M`` with SI prefixes; a symbolic size as it is."""
-    if not isinstance(value, int | float):
-        return str(value)
-    if value == 0:
-        return "0"
-    size, prefixes = float(value), ["", "k", "M", "G", "T"]
-    while abs(size) >= 999.5 and len(prefixes) > 1:
-        size /= 1000
-        prefixes.pop(0)
-    digits = f"{size:.0f}" if abs(size) >= 99.5 else f"{size:.3g}"
-    return f"{digits} {prefixes[0]}{unit}".strip()
 
 
 def duration(seconds: float) -> str:
@@ -99,10 +86,20 @@ def _passes(name: str, records: Sequence[PassRecord]) -> Group:
         )
         if record.error:
             reasons.append(Text(f"{record.name} was rolled back: {record.error.splitlines()[0]}", style="red"))
+        if _more(record.once_flops) or _more(record.once_bytes):
+            added = f"{scaled(record.once_flops[1], 'FLOP')}, {scaled(record.once_bytes[1], 'B')}"
+            what = f"of which {added} depend on weights alone: once per set of weights where fold_constants follows"
+            reasons.append(Text.assemble(f"{record.name}: ", (what, "dim")))
         for reason, count in record.refusals.most_common(1):
             often = f"{count} of {refused}" if count < refused else f"{refused}"
             reasons.append(Text.assemble(f"{record.name} refused {often}: ", (reason, "dim")))
     return Group(made, *(Padding(reason, (0, 0, 0, 2)) for reason in reasons), "")
+
+
+def _more(pair: tuple[Any, Any]) -> bool:
+    """Whether an amount grew; of symbolic ones, whether it differs."""
+    known = all(isinstance(value, int | float) for value in pair)
+    return bool(pair[1] > pair[0] if known else pair[0] != pair[1])
 
 
 def work_after(nodes: tuple[Any, Any], flops: tuple[Any, Any], moved: tuple[Any, Any]) -> tuple[str, str, str]:
@@ -119,9 +116,12 @@ def _after(pair: tuple[Any, Any], text: Callable[[Any], str]) -> str:
     return text(pair[1])
 
 
-def stage_changes(costs: Mapping[str, tuple[StageCost, StageCost]]) -> Table:
-    """The work of each stage that has any, before → after."""
-    made = table("Work per stage, before → after", "stage", "nodes", "FLOPs", "bytes", "weights")
+def stage_changes(
+    costs: Mapping[str, tuple[StageCost, StageCost]], joules: Mapping[str, tuple[float, float]] | None = None
+) -> Table:
+    """The work of each stage that has any, before → after; with `joules` (an estimate) where they are given."""
+    made = table("Work per stage, before → after", "stage", "nodes", "FLOPs", "bytes", "weights",
+                 *["joules (estimate)"] * bool(joules))  # fmt: skip
     for name, (was, now) in costs.items():
         if was.nodes or now.nodes:
             made.add_row(
@@ -130,8 +130,17 @@ def stage_changes(costs: Mapping[str, tuple[StageCost, StageCost]]) -> Table:
                 _change(was.cost.flops, now.cost.flops, scaled),
                 _change(was.cost.bytes, now.cost.bytes, lambda value: scaled(value, "B")),
                 _change(was.weight_bytes, now.weight_bytes, lambda value: scaled(value, "B")),
+                *([_change(*joules[name], small_joules)] if joules else []),
             )
     return made
+
+
+def small_joules(value: float) -> str:
+    """``1.23 mJ``; estimates of a single stage are small."""
+    for factor, prefix in ((1.0, ""), (1e-3, "m"), (1e-6, "µ")):
+        if value >= 0.9995 * factor:
+            return f"{value / factor:.3g} {prefix}J"
+    return f"{value * 1e9:.3g} nJ" if value else "0 J"
 
 
 def _change(before: Any, now: Any, text: Callable[[Any], str]) -> str:

@@ -134,7 +134,7 @@ def _show_missed(console: Console, missed: Any, most: int | None) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from graphopt.cli._show import scaled
+    from graphopt.debug.figures import scaled
     from graphopt.runtime.report import counted
 
     work = [f"{scaled(missed.cost.flops)} FLOPs"] * bool(missed.cost.flops)
@@ -167,6 +167,25 @@ def _show_saved(console: Console, entry: Explanation) -> None:
 
     changed = {name: pair for name, pair in entry.stages.items() if pair[0] != pair[1]}
     if changed:
-        console.print(Padding(stage_changes(changed), (0, 0, 0, 2)))
+        console.print(Padding(stage_changes(changed, entry.joules), (0, 0, 0, 2)))
+        _show_once(console, entry)
     elif entry.fired:
         console.print("  the work of no stage changed by it")
+
+
+def _show_once(console: Console, entry: Explanation) -> None:
+    """What of the step's work is not of every step in the end, and where joules come from."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from graphopt.debug.figures import scaled
+    from graphopt.energy import WorkEstimate
+
+    was, now = (once.cost for once in entry.once)
+    if was != now:
+        work = f"{scaled(was.flops, 'FLOP')} → {scaled(now.flops, 'FLOP')}, "
+        work += f"{scaled(was.bytes, 'B')} → {scaled(now.bytes, 'B')}"
+        what = f"of the step depends on weights alone: {work}; once per set of weights where fold_constants follows"
+        console.print(Padding(Text(what), (0, 0, 0, 4)))
+    if entry.joules:
+        console.print(Padding(Text(f"joules are an {WorkEstimate().source}", style="dim"), (0, 0, 0, 4)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphopt.cli._app import AsJson, Debug, out
-from graphopt.cli._history import ModuleName, newest
+from graphopt.cli._history import ModuleName, errors_of, newest
 from graphopt.cli._request import (
     PROMPT,
     SEED,
@@ -51,6 +51,10 @@ Output = Annotated[
 ]
 Depth = Annotated[int | None, typer.Option(min=0, help="Levels of submodules in a picture (svg, png, dot); else 2.")]
 Compare = Annotated[bool, typer.Option("--compare", help="A picture of what the pass of --after did.")]
+MeasureError = Annotated[
+    bool,
+    typer.Option("--measure-error", help="Sample once more; how far each value is off the original's (html, json)."),
+]
 OpenExplorer = Annotated[bool, typer.Option("--open-explorer", help="Start Model Explorer, where it is installed.")]
 
 
@@ -63,6 +67,7 @@ def graph(
     output: Output = None,
     depth: Depth = None,
     compare: Compare = False,
+    measure_error: MeasureError = False,
     open_explorer: OpenExplorer = False,
     prompt: Prompt = PROMPT,
     steps: Steps = STEPS,
@@ -92,11 +97,14 @@ def graph(
         graphopt graph emoji-unet --module vae.decoder --format json | jq '.passes[-1].stages'
 
         graphopt graph emoji-unet --after hoist --compare -o hoist.svg
+
+        graphopt graph emoji-unet --measure-error -o unet.html
     """
     chosen = _format("explorer" if open_explorer else format, output)
     if stage is not None and stage not in _STAGES:
         raise UsageError(f"unknown stage '{stage}'", where="--stage", hint=nearest(stage, _STAGES))
     _check_options(chosen, {"--depth": depth is not None, "--compare": compare}, _PICTURES)
+    _check_options(chosen, {"--measure-error": measure_error}, ("html", "json"))
     _check_options(chosen, {"--stage": stage is not None}, tuple(name for name in FORMATS if name != "explorer"))
     if open_explorer and format not in (None, "explorer"):
         raise UsageError(f"Model Explorer cannot open {format}", where="--format", hint="leave --format out")
@@ -123,7 +131,8 @@ def graph(
     from graphopt.debug.viz.model import View
 
     calls = _calls(session, compilation.name)
-    view = View(session.title, steps, calls, stage, number, depth=2 if depth is None else depth, compare=compare)
+    off = errors_of(session, compilation) if measure_error else None
+    view = View(session.title, steps, calls, stage, number, 2 if depth is None else depth, compare, off)
     file = (output or Path(f"graphopt-graph.{'json' if open_explorer else chosen}")).expanduser()
     if open_explorer:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +148,7 @@ def graph(
     if as_json:
         typer.echo(json.dumps(about, indent=2))
         return
-    from graphopt.cli._show import scaled
+    from graphopt.debug.figures import scaled
 
     text = f"{file}: {about['module']}, {about['nodes']} nodes, {about['passes']} passes, {scaled(len(made), 'B')}"
     out().print(text, markup=False, soft_wrap=True)

@@ -210,7 +210,8 @@ def _device(stages: Sequence[Recorded]) -> Any:
 def _show(title: str, found: Profile, repeats: int, top: int) -> None:
     from rich.text import Text
 
-    from graphopt.cli._show import remark, scaled
+    from graphopt.cli._show import remark
+    from graphopt.debug.figures import scaled
     from graphopt.debug.profile import grouped
 
     machine, console = found.machine, out()
@@ -265,7 +266,8 @@ def _agreement(stages: Sequence[StageTime]) -> Any:
 
 
 def _groups(title: str, name: str, groups: Sequence[Group], step: StageTime, top: int) -> Any:
-    from graphopt.cli._show import duration, scaled, table
+    from graphopt.cli._show import duration, table
+    from graphopt.debug.figures import scaled
 
     rows = table(title, name, "nodes", "time", "share", "predicted", "ratio", "FLOP/s", "B/s")
     shown = groups[: max(top, 1)]
@@ -293,7 +295,8 @@ def _groups(title: str, name: str, groups: Sequence[Group], step: StageTime, top
 def _slowest(step: StageTime, top: int) -> Any:
     from rich.text import Text
 
-    from graphopt.cli._show import duration, scaled, table
+    from graphopt.cli._show import duration, table
+    from graphopt.debug.figures import scaled
 
     rows = table(f"The {top} slowest nodes of the step", "node", "time", "ratio", "FLOP/s", "B/s")
     for node in sorted(step.nodes, key=lambda node: -node.seconds)[:top]:

@@ -111,8 +111,9 @@ def about(session: Session, found: Compilation) -> dict[str, Any]:
 def _show(journal: dict[str, Any], folder: Path, request: Request, module: str | None) -> None:
     from rich.text import Text
 
-    from graphopt.cli._show import remark, scaled, table, work_after
+    from graphopt.cli._show import remark, table, work_after
     from graphopt.debug.diff import MARKS
+    from graphopt.debug.figures import scaled
     from graphopt.debug.journal import step_of
 
     console, entries = out(), journal["dumps"]

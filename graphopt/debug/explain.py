@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
+
 from graphopt.debug.history import Compilation, Place, Snapshot
 from graphopt.debug.journal import cost_of, number
-from graphopt.ir.cost import Cost, StageCost, node_cost, stage_costs
-from graphopt.ir.price import Price
-from graphopt.ir.program import Program
+from graphopt.energy import WorkEstimate
+from graphopt.ir.cost import Cost, StageCost, foldable, node_cost, stage_costs
+from graphopt.ir.price import Price, hints_of
+from graphopt.ir.price import number as sized
+from graphopt.ir.program import Program, val
+from graphopt.ir.stages import STAGES, placement, stage_name
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Explanation:
     fired : the lines with the most places first.
     missed : the most work first: FLOPs and bytes in the units of `graphopt.ir.price`.
     stages : the work of each stage before and after.
+    once : what of the step's depends on weights alone, before and after: `fold_constants` has it computed once.
+    joules : of each stage, before and after, estimated (`graphopt.energy.WorkEstimate`); empty where not on a CPU.
     """
 
     snapshot: Snapshot
@@ -62,6 +69,8 @@ class Explanation:
     fired: tuple[Line, ...]
     missed: tuple[Missed, ...]
     stages: dict[str, tuple[StageCost, StageCost]]
+    once: tuple[StageCost, StageCost]
+    joules: dict[str, tuple[float, float]]
 
     @property
     def count(self) -> int:
@@ -77,6 +86,12 @@ class Explanation:
             "passes": self.passes,
             "fired": [_line_dict(line) for line in self.fired],
             "stages": {name: {"before": cost_of(was), "after": cost_of(now)} for name, (was, now) in used.items()},
+            "weights_alone": {"before": cost_of(self.once[0]), "after": cost_of(self.once[1])},
+            "estimated_joules": {
+                name: dict(zip(("before", "after"), self.joules[name], strict=True))
+                for name in used
+                if name in self.joules
+            },
             "refused": [
                 {
                     "reason": entry.reason,
@@ -119,7 +134,29 @@ def _explained(before: Snapshot, after: Snapshot, passes: int) -> Explanation:
     missed.sort(key=lambda entry: -_work(entry.cost))
     was, now = stage_costs(before.program), stage_costs(after.program)
     fired = _lines((entry.place for entry in after.fired), {})
-    return Explanation(after, after.number, passes, fired, tuple(missed), {key: (was[key], now[key]) for key in was})
+    spent = [joules_of(shot.program) for shot in (before, after)]
+    return Explanation(
+        after,
+        after.number,
+        passes,
+        fired,
+        tuple(missed),
+        {key: (was[key], now[key]) for key in was},
+        (foldable(before.program), foldable(after.program)),
+        {key: (spent[0][key], spent[1][key]) for key in spent[0]},
+    )
+
+
+def joules_of(program: Program) -> dict[str, float]:
+    """Estimated joules of one evaluation of each stage, operation by operation; empty where it runs on no CPU."""
+    devices = {value.device.type for node in program.placeholders if isinstance(value := val(node), torch.Tensor)}
+    if devices - {"cpu"}:
+        return {}
+    price, hints, found = WorkEstimate(), hints_of(program), dict.fromkeys(STAGES, 0.0)
+    for node in program.calls():
+        cost = node_cost(node)
+        found[stage_name(placement(node))] += price.joules(sized(cost.flops, hints), sized(cost.bytes, hints))
+    return found
 
 
 def _costs(programs: Iterable[Program]) -> dict[str, Cost]:

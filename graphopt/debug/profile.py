@@ -8,7 +8,6 @@ large matrix product, or its bytes at the speed of a large copy, whichever is lo
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections import Counter
@@ -20,9 +19,9 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch.utils._pytree import tree_leaves
 
 from graphopt.debug.machine import Machine, synchronise
+from graphopt.ir.accuracy import relative_error
 from graphopt.ir.cost import Cost, node_cost
 from graphopt.ir.effects import is_view
 from graphopt.ir.price import number
@@ -186,7 +185,7 @@ def measure(stages: Sequence[Recorded], machine: Machine, repeats: int = 20) -> 
                     whole[place].append(seconds)
                     split[place].append(clocked[place].spent)
                 else:
-                    off[place] = difference(expected, result)
+                    off[place] = relative_error(expected, result)
     found = []
     for place, stage in enumerate(stages):
         times = [max(0.0, statistics.median(some) - clock) for some in zip(*split[place], strict=True)]
@@ -277,34 +276,6 @@ def _ranks(values: Sequence[float]) -> list[float]:
     order = sorted(values)
     first, count = {value: place for place, value in reversed(list(enumerate(order)))}, Counter(order)
     return [first[value] + (count[value] - 1) / 2 for value in values]
-
-
-def difference(expected: Any, result: Any) -> float:
-    """The largest difference between tensors, relative to the largest finite value expected.
-
-    Infinite where shapes do not agree, or one is finite where the other is not.
-    """
-    pairs = tree_leaves(expected), tree_leaves(result)
-    if len(pairs[0]) != len(pairs[1]):
-        return math.inf
-    return max((_apart(old, new) for old, new in zip(*pairs, strict=True)), default=0.0)
-
-
-def _apart(old: Any, new: Any) -> float:
-    if not isinstance(old, torch.Tensor) or not isinstance(new, torch.Tensor) or old.is_mkldnn:
-        return 0.0  # weights packed for oneDNN cannot be compared; what is computed from them is
-    if old.shape != new.shape or old.dtype != new.dtype:
-        return math.inf
-    if torch.equal(old, new):
-        return 0.0
-    finite = old.isfinite()
-    if not torch.equal(old[~finite].nan_to_num(), new[~finite].nan_to_num()) or not bool(new[finite].isfinite().all()):
-        return math.inf
-    if not torch.equal(old.isnan(), new.isnan()):
-        return math.inf
-    old, new = old[finite].double(), new[finite].double()
-    off = (old - new).abs().max().item() if old.numel() else 0.0
-    return off / max(old.abs().max().item(), 1e-30) if off else 0.0
 
 
 def main_dtype(stages: Iterable[Recorded]) -> torch.dtype:

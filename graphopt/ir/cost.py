@@ -17,7 +17,7 @@ from torch import fx
 
 from graphopt.ir.effects import METADATA_CHECKS, is_view
 from graphopt.ir.program import Program, bind, val
-from graphopt.ir.stages import STAGES, WEIGHTS, Stage, placement, stage_name
+from graphopt.ir.stages import STAGES, WEIGHTS, Stage, placement, stage_name, stages
 
 aten = torch.ops.aten
 mkldnn = torch.ops.mkldnn
@@ -141,6 +141,17 @@ def stage_costs(program: Program) -> dict[str, StageCost]:
             if source.name in held or (stage != "weights" and placement_of(source) == WEIGHTS):
                 weights[stage][source.name] = nbytes(val(source))
     return {name: StageCost(nodes[name], costs[name], sum(weights[name].values())) for name in STAGES}
+
+
+def foldable(program: Program) -> StageCost:
+    """What depends on weights alone and is placed later than the weights stage, where `fold_constants` places it."""
+    known, cost, count = stages(program), Cost(), 0
+    read: dict[str, Any] = {}
+    for node in program.calls():
+        if known[node] == WEIGHTS and placement(node) != WEIGHTS:
+            count, cost = count + 1, cost + node_cost(node)
+            read |= {source.name: nbytes(val(source)) for source in node.all_input_nodes if source.op == "placeholder"}
+    return StageCost(count, cost, sum(read.values()))
 
 
 def placement_of(node: fx.Node) -> Stage | None:

@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from torch import fx
+
 from graphopt.errors import GraphoptError, PassError
 from graphopt.ir.program import Program
-from graphopt.ir.rewrite import Match, Observer, Pass, spell
+from graphopt.ir.rewrite import Match, Observer, Pass, Refusal, spell
 from graphopt.ir.stages import settle
 from graphopt.ir.verify import Verification
 
@@ -93,18 +95,18 @@ def _attempt(pass_: Pass, program: Program, observer: Observer | None, check: bo
     for _ in range(_MAX_SWEEPS):
         before_sweep = fired
         with _blamed(pass_, program, observer):
-            found = list(pass_.find(after))
+            found = _found(pass_, after)
         for match in found:
             with _blamed(pass_, program, observer):
                 if not match.alive:
                     continue
-                refusal = pass_.legal(after, match)
+                refusal = _answer(pass_, pass_.legal(after, match))
                 place = refusal.node.name if refusal is not None else ""
             if refusal is None:
                 if observer.allows(pass_, match):
                     observer.rewrites(pass_, match)
                     with _blamed(pass_, program, observer):
-                        pass_.rewrite(after, match)
+                        _nothing(pass_, pass_.rewrite(after, match))  # type: ignore[func-returns-value]
                     observer.rewritten(pass_, match, after)
                     fired += 1
             elif place not in refused:
@@ -120,6 +122,49 @@ def _attempt(pass_: Pass, program: Program, observer: Observer | None, check: bo
     after.rule = ""
     observer.pass_ends(pass_, program, after, fired)
     return after
+
+
+def _found(pass_: Pass, program: Program) -> list[Match]:
+    """The matches of a pass. Raises PassError where they are none."""
+    found: Any = pass_.find(program)
+    if not isinstance(found, Iterable):
+        raise _mistake(pass_, "find", f"returned {_shown(found)}", "yield Match(node), once for each place")
+    matches = list(found)
+    for match in matches:
+        if not isinstance(match, Match):
+            raise _mistake(pass_, "find", f"gave {_shown(match)}", "Match(node), once for each place")
+    return matches
+
+
+def _answer(pass_: Pass, answer: Any) -> Refusal | None:
+    """What `legal` said. Raises PassError where it is no answer."""
+    if answer is not None and not isinstance(answer, Refusal):
+        expected = 'None to rewrite here, or Refusal("why not", match.root)'
+        raise _mistake(pass_, "legal", f"returned {_shown(answer)}", expected)
+    if answer is not None and not (isinstance(answer.node, fx.Node) and isinstance(answer.reason, str)):
+        what = f"returned Refusal({_shown(answer.reason)}, {_shown(answer.node)})"
+        raise _mistake(pass_, "legal", what, "a reason, which is a str, and a node of the program, in this order")
+    return answer
+
+
+def _nothing(pass_: Pass, returned: Any) -> None:
+    """Raise PassError where `rewrite` has returned something, which nobody would use."""
+    if returned is not None:
+        expected = "nothing: change the program that is given, say by program.replace(match.root, new)"
+        raise _mistake(pass_, "rewrite", f"returned {_shown(returned)}", expected)
+
+
+def _mistake(pass_: Pass, method: str, what: str, expected: str) -> PassError:
+    return PassError(f"pass '{pass_.name}': {method} {what}", where=f"{type(pass_).__qualname__}.{method}",
+                     hint=f"expected is {expected}")  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    """A value and its class, short: ``'no' (str)``."""
+    if value is None:
+        return "None"
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:59] + '…'} ({type(value).__name__})"
 
 
 @contextlib.contextmanager

@@ -170,7 +170,11 @@ class _Choice:
         for source, size in self.kept().items():
             read = sum(number(nbytes(val(entry)), self.hints) for entry in _below(source) if entry in self.roles)
             if source in self.movable and size > max(self.price.small_bytes, self.price.max_growth * read):
-                return source, f"keeping it takes {size} bytes, and the weights it is computed from {read}"
+                limits = f"small_bytes={self.price.small_bytes} and max_growth={self.price.max_growth:g}"
+                return (
+                    source,
+                    f"keeping it takes {size} bytes, more than {limits} times the {read} of its weights allow",
+                )
         return None
 
     def unpaid(self) -> Victim | None:

@@ -76,6 +76,13 @@ class Program:
     ] = ()  # what is assumed of the inputs and holds whenever the Program runs, see ir.relations
     rule: str = ""  # the pass at work; new nodes carry it
 
+    def __repr__(self) -> str:
+        weights = sum(entry.role == "weight" for entry in self.inputs)
+        given = ", ".join(f"{entry.name}: {entry.role}" for entry in self.inputs if entry.role != "weight")
+        calls = sum(node.op == "call_function" for node in self.graph.nodes)
+        counts = f"{_counted(weights, 'weight')}, {_counted(calls, 'operation')}"
+        return f"Program({self.name!r}, {given or 'no inputs'}; {counts})"
+
     # -- reading -----------------------------------------------------------------------------------------------------
 
     @property
@@ -171,6 +178,10 @@ class Program:
     def module(self) -> fx.GraphModule:
         """The graph as a callable module taking all inputs in order and returning a flat tuple."""
         return fx.GraphModule(self.root, self.graph, class_name="Program")
+
+
+def _counted(count: int, one: str) -> str:
+    return f"{count} {one}{'s' * (count != 1)}"
 
 
 # -- values of nodes -------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from graphopt.capture.relations import Watch, repeated
 from graphopt.capture.tracing import tracing
 from graphopt.debug.statistics import PassRecord
 from graphopt.errors import CaptureError, UsageError, VerificationError
+from graphopt.ir.accuracy import relative_error
 from graphopt.ir.loop import LoopProgram
 from graphopt.ir.program import Input, Program
 from graphopt.ir.relations import Boundary, Relation, Repeated
@@ -665,10 +666,10 @@ def disagreement(expected: Any, result: Any, *, values: bool = True) -> str | No
             return "it is finite where the module's result is not, or the other way round"
         if not bool(finite.any()):
             continue
-        scale = old[finite].abs().max().double().item()
-        off = (new[finite].double() - old[finite].double()).abs().max().item()
-        if not off <= _TOLERANCE.get(old.dtype, 1e-3) * max(scale, 1e-6):
-            return f"its result is off by {off:.3g} where values reach {scale:.3g}"
+        off = relative_error(old[finite], new[finite], least=1e-6)
+        if not off <= _TOLERANCE.get(old.dtype, 1e-3):
+            scale = old[finite].abs().max().item()
+            return f"its result is off by {off * max(scale, 1e-6):.3g} where values reach {scale:.3g}"
     return None
 
 

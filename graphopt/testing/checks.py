@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,12 @@ class Checked:
     program: Program
     fired: int
     refusals: list[Refusal]
+
+    def __repr__(self) -> str:
+        counts = Counter(self.reasons).most_common()
+        held = [f"{reason!r} ({count} times)" if count > 1 else repr(reason) for reason, count in counts[:3]]
+        more = [f"and {len(counts) - 3} more"] * (len(counts) > 3)
+        return f"Checked(fired={self.fired}, refused: {', '.join(held + more) or 'nowhere'}, {self.program!r})"
 
     @property
     def reasons(self) -> list[str]:

@@ -14,7 +14,6 @@ from graphopt.debug.machine import Machine, measure_machine
 from graphopt.debug.profile import (
     NodeTime,
     Recorded,
-    difference,
     grouped,
     main_dtype,
     measure,
@@ -22,6 +21,7 @@ from graphopt.debug.profile import (
     rank_correlation,
     recording,
 )
+from graphopt.ir.accuracy import relative_error
 from graphopt.ir.cost import Cost, program_cost
 from graphopt.ir.stages import split
 from graphopt.ir.verify import example_inputs
@@ -166,10 +166,10 @@ def test_a_rank_correlation_by_hand() -> None:
 
 def test_differences_are_relative_and_see_shapes() -> None:
     one, two = torch.tensor([1.0, 4.0]), torch.tensor([1.0, 3.0])
-    assert difference((one,), (one.clone(),)) == 0.0
-    assert difference((one,), (two,)) == pytest.approx(0.25)
-    assert difference((one,), (one[:1],)) == math.inf
-    assert difference((one, one), (one,)) == math.inf
-    assert difference((torch.tensor([math.nan, 1.0]),), (torch.tensor([math.nan, 1.0]),)) == 0.0
-    assert difference((torch.tensor([math.nan, 1.0]),), (torch.tensor([0.0, 1.0]),)) == math.inf
-    assert difference((None, 3), (None, 3)) == 0.0
+    assert relative_error((one,), (one.clone(),)) == 0.0
+    assert relative_error((one,), (two,)) == pytest.approx(0.25)
+    assert relative_error((one,), (one[:1],)) == math.inf
+    assert relative_error((one, one), (one,)) == math.inf
+    assert relative_error((torch.tensor([math.nan, 1.0]),), (torch.tensor([math.nan, 1.0]),)) == 0.0
+    assert relative_error((torch.tensor([math.nan, 1.0]),), (torch.tensor([0.0, 1.0]),)) == math.inf
+    assert relative_error((None, 3), (None, 3)) == 0.0

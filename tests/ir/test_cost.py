@@ -5,7 +5,7 @@ import sympy
 import torch
 
 from graphopt.capture.export import program_of
-from graphopt.ir.cost import Cost, node_cost, program_cost, stage_costs
+from graphopt.ir.cost import Cost, StageCost, foldable, node_cost, program_cost, stage_costs
 from graphopt.testing import sketch
 
 
@@ -64,3 +64,14 @@ def test_symbolic_batch() -> None:
     assert isinstance(symbol, sympy.Symbol)
     assert flops == 48 * symbol
     assert program_cost(program).flops.subs(symbol, 2) == 2 * (48 + 3)
+
+
+def test_what_can_be_folded() -> None:
+    body = """
+        folded = ops.aten.mul.Tensor(w, 2)  # f32[3, 3]; @weights
+        left = ops.aten.mul.Tensor(folded, w)
+        linear = ops.aten.linear.default(x, left)
+        return (linear,)
+    """
+    program = sketch(body, x="f32[2, 3]", w="weight f32[3, 3]").program
+    assert foldable(program) == StageCost(1, Cost(9, 3 * 36), 36)

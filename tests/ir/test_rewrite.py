@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -231,3 +232,51 @@ def test_an_order_is_found_where_the_first_that_ensures_something_needs_it_itsel
     check_order((third, second, first))
     with pytest.raises(PassError, match="add a pass that ensures 'y'"):
         check_order((first, second))
+
+
+@dataclass(frozen=True)
+class Careless(Pass):
+    """Gives back whatever it is told to."""
+
+    found: Any = None
+    answer: Any = None
+    made: Any = None
+
+    def find(self, program: Program) -> Any:
+        return [Match(node) for node in program.calls()] if self.found is None else self.found
+
+    def legal(self, program: Program, match: Match) -> Any:
+        return self.answer
+
+    def rewrite(self, program: Program, match: Match) -> Any:
+        return self.made
+
+
+@pytest.mark.parametrize(
+    ("careless", "what", "hint"),
+    [
+        ({"answer": True}, r"'careless': legal returned True \(bool\)", "None to rewrite here, or Refusal"),
+        ({"answer": False}, r"legal returned False \(bool\)", "None to rewrite here, or Refusal"),
+        ({"answer": "no"}, r"legal returned 'no' \(str\)", "None to rewrite here, or Refusal"),
+        ({"answer": Refusal("no", None)}, r"legal returned Refusal\('no' \(str\), None\)", "a node of the program"),  # type: ignore[arg-type]
+        ({"found": 3}, r"find returned 3 \(int\)", r"yield Match\(node\)"),
+        ({"found": [3]}, r"find gave 3 \(int\)", r"Match\(node\)"),
+        ({"made": "new"}, r"rewrite returned 'new' \(str\)", "program.replace"),
+    ],
+)
+def test_what_a_pass_should_not_return_is_named(careless: dict[str, Any], what: str, hint: str) -> None:
+    program = sketch("y = ops.aten.sin.default(x)\nreturn (y,)", x="f32[3]").program
+    with pytest.raises(PassError, match=what) as caught:
+        run_pass(Careless(**careless), program)
+    assert re.search(hint, caught.value.hint) and caught.value.where.startswith("Careless.")
+    with pytest.warns(RuntimeWarning, match="'careless' was rolled back"):
+        assert run_pipeline((Careless(**careless),), program) is program
+
+
+def test_a_find_that_forgot_to_yield() -> None:
+    class Forgetful(Careless):
+        def find(self, program: Program) -> Any:
+            return None
+
+    with pytest.raises(PassError, match="find returned None"):
+        run_pass(Forgetful(), sketch("return (x,)", x="f32[3]").program)

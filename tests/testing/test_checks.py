@@ -11,7 +11,9 @@ import torch
 from graphopt.errors import PassError, UsageError, VerificationError
 from graphopt.ir.program import Program
 from graphopt.ir.rewrite import Match, Pass, Refusal
+from graphopt.passes import RemoveDead
 from graphopt.testing import check_pass, check_sequence, sketch
+from graphopt.testing.checks import Checked
 
 aten = torch.ops.aten
 
@@ -167,3 +169,14 @@ def test_a_program_that_cannot_be_run_is_the_users() -> None:
     program = sketch("y = ops.aten.embedding.default(w, i)\nreturn (y,)", w="weight f32[2, 2]", i="i64[9]").program
     with pytest.raises(UsageError, match="the program cannot be run"):
         check_sequence([], program)
+
+
+def test_what_a_prompt_shows_is_short() -> None:
+    program = sketch("a = ops.aten.mul.Tensor(x, w)\nreturn (a,)", x="f32[3]", w="weight f32[3]").program
+    assert repr(program) == "Program('<sketch>', x: state; 1 weight, 1 operation)"
+    checked = check_pass(RemoveDead(), program)
+    assert repr(checked) == f"Checked(fired=0, refused: nowhere, {program!r})"
+    refusals = [Refusal(reason, program.output) for reason in ("no", "no", "b", "c", "d")]
+    assert repr(Checked(program, 2, refusals)) == (
+        f"Checked(fired=2, refused: 'no' (2 times), 'b', 'c', and 1 more, {program!r})"
+    )

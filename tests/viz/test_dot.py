@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from graphopt.debug.figures import scaled
 from graphopt.debug.history import Compilation, Snapshot
 from graphopt.debug.viz.dot import dot, picture
 from graphopt.debug.viz.fold import by_stage, columns, cost_of, fold, is_plumbing, levels
-from graphopt.debug.viz.palette import COLOURS, scaled, tint
+from graphopt.debug.viz.palette import COLOURS, tint
 from graphopt.errors import UsageError
 from graphopt.ir.cost import program_cost
 from graphopt.ir.program import Program

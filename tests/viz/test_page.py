@@ -407,3 +407,38 @@ def test_a_document_of_another_schema_is_refused(browser: Any, report: Path, tmp
     opened.wait_for_function("document.body.innerText.includes('cannot be shown')")
     assert "schema 1" in opened.locator("body").inner_text()
     context.close()
+
+
+def test_errors_and_the_first_change_of_the_pass_that_was_asked_for(
+    browser: Any, compilation: Compilation, tmp_path: Path
+) -> None:
+    number = next(shot.number for shot in compilation.snapshots if shot.name == "tabulate")
+    result = compilation.result.results[0]
+    assert result is not None
+    view = replace(VIEW, after=number, errors={result.name: 0.034})
+    file = tmp_path / "after.html"
+    file.write_bytes(page(compilation, view))
+    opened = Page(browser, file)
+    found = document(compilation, view)
+    first = next(found["passes"][number]["changes"][kind][0] for kind in ("removed", "added", "moved", "changed")
+                 if found["passes"][number]["changes"][kind])  # fmt: skip
+    names = {entry["name"] for entry in found["nodes"][first]["versions"]}
+    opened.until(lambda: opened.heading in names)
+    details = opened.page.locator(".details dl")
+    assert "no counterpart" in details.inner_text() or "not measured" in details.inner_text()
+    opened.page.keyboard.press("/")
+    opened.page.keyboard.type(result.name)
+    opened.page.keyboard.press("Enter")
+    opened.shows(result.name)
+    assert "3.4e-2 of the captured graph's largest value" in details.inner_text()
+    assert opened.complaints == []
+    opened.context.close()
+
+
+def test_the_line_at_the_top_agrees_with_all_passes(shown: Page) -> None:
+    verdict, whole = shown.page.locator(".verdict"), shown.page.locator(".timeline li").first
+    for label, button in (("first image", "first image"), ("later images", "later images")):
+        shown.page.get_by_role("button", name=button).click()
+        assert verdict.inner_text().startswith(label)
+        changes = verdict.locator("em").all_inner_texts()
+        assert changes and all(text in whole.inner_text() for text in changes)

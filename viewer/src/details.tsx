@@ -84,6 +84,7 @@ function NodeDetails({ doc, pass, id, onNode, onPass, onGroup, onClose, model }:
         <Fact term="value">{version.value ?? ""}</Fact>
         <Fact term="stage">{version.stage && <><i class={`dot ${version.stage}`} aria-hidden="true" />{stageTitle(version.stage)}<small> {doc.runs.first[version.stage]}× for the first image</small></>}</Fact>
         <Fact term="cost">{node.kind === "call" ? <Cost version={version} /> : ""}</Fact>
+        <Fact term="error">{doc.measured && node.kind === "call" ? <Off node={node} here={versionAt(node, doc.passes.length - 1) !== undefined} /> : ""}</Fact>
         <Fact term="module">{version.module ? (model.groups.has(version.module) ? <button type="button" class="plain" onClick={() => onGroup(version.module!)}><Breakable text={version.module} /></button> : <Breakable text={version.module} />) : ""}</Fact>
         <Fact term="source">{version.source ?? ""}</Fact>
       </dl>
@@ -107,6 +108,13 @@ function NodeDetails({ doc, pass, id, onNode, onPass, onGroup, onClose, model }:
 function Cost({ version }: { version: Version }) {
   if (!version.flops && !version.bytes) return <>free (a view)</>;
   return <>{scaled(version.flops ?? 0, "flops")} · {scaled(version.bytes ?? 0, "bytes")}{version.joules !== undefined && <> · {scaled(version.joules, "joules")} <small>estimate</small></>}</>;
+}
+
+// How far the value is off the captured graph's, after all passes.
+function Off({ node, here }: { node: Node; here: boolean }) {
+  if (node.error === undefined) return <small>{here ? "not measured: the captured graph has no counterpart" : "not measured: no longer there after all passes"}</small>;
+  if (node.error === "infinite") return <>infinite <small>finite in one of captured and result alone</small></>;
+  return <>{node.error === 0 ? "0" : node.error.toExponential(1)} <small>of the captured graph's largest value, measured after all passes</small></>;
 }
 
 function PassLink({ doc, number, onPass }: { doc: Document; number: number; onPass: (pass: number) => void }) {

@@ -29,6 +29,7 @@ export type Node = {
   kind: "input" | "call" | "subgraph" | "output";
   role?: string;
   path?: string;
+  error?: number | "infinite";
   versions: Version[];
 };
 
@@ -56,6 +57,7 @@ export type Document = {
   calls: number;
   runs: Record<Which, Record<Stage, number>>;
   energy: string;
+  measured: boolean;
   show: { stage: Stage | null; after: number | null };
   targets: Record<string, string>;
   failed: Record<string, string>;

@@ -87,6 +87,10 @@ function App({ doc }: { doc: Document }) {
     showNode(changed[at < 0 ? (by > 0 ? 0 : changed.length - 1) : (at + by + changed.length) % changed.length]);
   }, [changed, selected, showNode]);
 
+  useEffect(() => {
+    if (doc.show.after !== null) nextChange(1);  // asked for a pass: what it did first
+  }, []);
+
   const openChanges = useCallback(() => {
     setAnchor(null);
     setOpen((known) => new Set([...known, ...changed.flatMap((id) => ancestors(model.leaves.get(id)!.parent).map((group) => group.path))]));
@@ -131,7 +135,7 @@ function App({ doc }: { doc: Document }) {
   return (
     <>
       <a class="skip" href="#graph">Skip to the graph</a>
-      <Header doc={doc}>
+      <Header doc={doc} which={which}>
         <Search doc={doc} model={model} span={span} input={search} onPick={pick} />
         <button type="button" class="tool theme" aria-label={`Switch to ${theme === "dark" ? "light" : "dark"} colours`} title="Light or dark" onClick={() => setTheme(theme === "dark" ? "light" : "dark")}>
           <span aria-hidden="true">{theme === "dark" ? "☀" : "☾"}</span>
@@ -168,17 +172,18 @@ function App({ doc }: { doc: Document }) {
   );
 }
 
-function Header({ doc, children }: { doc: Document; children: preact.ComponentChildren }) {
-  const first = doc.passes[0].stages.step, last = doc.passes[doc.passes.length - 1].stages.step;
+// What an image costs, as the list of passes and the chart below count it.
+function Header({ doc, which, children }: { doc: Document; which: Which; children: preact.ComponentChildren }) {
+  const first = doc.passes[0].image[which], last = doc.passes[doc.passes.length - 1].image[which];
   return (
     <header class="top">
       <p class="brand">graphopt</p>
       <h1>{doc.module}</h1>
       <p class="where">{doc.pipeline}</p>
       <p class="verdict">
-        <span>step</span>
+        <span title={`All stages together, captured → after all passes; ${plural(doc.steps, "step")}, ${plural(doc.calls, "call")}`}>{which === "first" ? "first image" : "later images"}</span>
         {(["flops", "bytes"] as const).map((metric) => (
-          <span key={metric} class="pair">{scaled(first?.[metric] ?? 0, metric)} → <b>{scaled(last?.[metric] ?? 0, metric)}</b> <em>{change(first?.[metric] ?? 0, last?.[metric] ?? 0)}</em></span>
+          <span key={metric} class="pair">{scaled(first[metric], metric)} → <b>{scaled(last[metric], metric)}</b> <em>{change(first[metric], last[metric])}</em></span>
         ))}
       </p>
       {children}

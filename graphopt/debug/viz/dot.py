@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from torch import fx
 
 from graphopt.debug.diff import KINDS, MARKS, Change, difference
+from graphopt.debug.figures import scaled
 from graphopt.debug.history import Compilation, Snapshot
 from graphopt.debug.viz.fold import (
     Box,
@@ -34,7 +35,7 @@ from graphopt.debug.viz.fold import (
     operator_name,
     stage_of,
 )  # fmt: skip
-from graphopt.debug.viz.palette import COLOURS, scaled, tint
+from graphopt.debug.viz.palette import COLOURS, tint
 from graphopt.errors import UsageError, nearest
 from graphopt.ir.cost import StageCost, nbytes, stage_costs
 from graphopt.ir.printer import describe

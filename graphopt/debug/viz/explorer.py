@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphopt.debug.figures import scaled
 from graphopt.debug.history import Compilation, Snapshot
 from graphopt.debug.viz.fold import chosen, cost_of, levels, operator_name, stage_of
-from graphopt.debug.viz.palette import COLOURS, scaled, tint
+from graphopt.debug.viz.palette import COLOURS, tint
 from graphopt.errors import UsageError
 from graphopt.ir.printer import describe
 from graphopt.ir.program import Input, Program, bind

@@ -7,6 +7,7 @@ renamings by `graphopt.debug.diff`. Everything in it is the same from run to run
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class View:
     stage : the only stage to show, or the one to begin with; None for all.
     after : the number of the pass to show, or to begin with; None for the last.
     depth, compare : of pictures, see `graphopt.debug.viz.dot`.
+    errors : of values of the last Program, by the names of their nodes (`graphopt.debug.measured.errors`); None where
+        they were not measured.
     """
 
     pipeline: str = ""
@@ -48,6 +51,7 @@ class View:
     after: int | None = None
     depth: int = 2
     compare: bool = False
+    errors: Mapping[str, float] | None = None
 
     @property
     def runs(self) -> dict[str, dict[str, int]]:
@@ -71,6 +75,8 @@ def document(compilation: Compilation, view: View | None = None) -> dict[str, An
         tracks.follow(snapshot, found)
         passes.append(_pass(snapshot, found, tracks, view))
         before = snapshot
+    for name, error in (view.errors or {}).items():
+        tracks.nodes[tracks.alive[name]]["error"] = float(f"{error:.3g}") if math.isfinite(error) else "infinite"
     return {
         "schema": SCHEMA,
         "module": compilation.name,
@@ -80,6 +86,7 @@ def document(compilation: Compilation, view: View | None = None) -> dict[str, An
         "calls": view.calls,
         "runs": view.runs,
         "energy": prices.source if prices else "",
+        "measured": view.errors is not None,
         "show": {"stage": view.stage, "after": view.after},
         "targets": dict(compilation.targets),
         "failed": dict(compilation.failed),

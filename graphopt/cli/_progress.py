@@ -1,0 +1,38 @@
+"""How far a compilation has come: which module, and which pass is at work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from graphopt.ir.program import Program
+from graphopt.ir.rewrite import Observer, Pass
+from graphopt.ir.stages import Part
+
+
+class Progress(Observer):
+    """Tells `say` what begins: ``unet, pass 3 of 20, hoist``; an empty text where sampling goes on.
+
+    Parameters
+    ----------
+    passes : how many the pipeline has.
+    """
+
+    def __init__(self, say: Callable[[str], None], passes: int) -> None:
+        self.say, self.passes = say, passes
+        self._name, self._number = "", 0
+
+    def program_begins(self, program: Program) -> None:
+        self._name, self._number = program.name, 0
+
+    def pass_begins(self, pass_: Pass, program: Program) -> None:
+        self._number += 1
+        self.say(f"{self._name}, pass {self._number} of {self.passes}, {pass_.name}")
+
+    def program_ends(self, program: Program, parts: Sequence[Part]) -> None:
+        self.say("")
+
+    def build_begins(self, part: Part, target: str) -> None:
+        self.say(f"{self._name}, {target} builds the stage {part.name}")
+
+    def build_ends(self, part: Part, target: str) -> None:
+        self.say("")
