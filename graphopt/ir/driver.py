@@ -106,7 +106,7 @@ def _attempt(pass_: Pass, program: Program, observer: Observer | None, check: bo
                 if observer.allows(pass_, match):
                     observer.rewrites(pass_, match)
                     with _blamed(pass_, program, observer):
-                        _nothing(pass_, pass_.rewrite(after, match))  # type: ignore[func-returns-value]
+                        _nothing(pass_, pass_.rewrite(after, match))
                     observer.rewritten(pass_, match, after)
                     fired += 1
             elif place not in refused:
@@ -141,8 +141,10 @@ def _answer(pass_: Pass, answer: Any) -> Refusal | None:
     if answer is not None and not isinstance(answer, Refusal):
         expected = 'None to rewrite here, or Refusal("why not", match.root)'
         raise _mistake(pass_, "legal", f"returned {_shown(answer)}", expected)
-    if answer is not None and not (isinstance(answer.node, fx.Node) and isinstance(answer.reason, str)):
-        what = f"returned Refusal({_shown(answer.reason)}, {_shown(answer.node)})"
+    reason: Any = answer and answer.reason
+    node: Any = answer and answer.node
+    if answer is not None and not (isinstance(node, fx.Node) and isinstance(reason, str)):
+        what = f"returned Refusal({_shown(reason)}, {_shown(node)})"
         raise _mistake(pass_, "legal", what, "a reason, which is a str, and a node of the program, in this order")
     return answer
 
