@@ -32,7 +32,8 @@ def a_report(modules: tuple[str, ...] = ("StableDiffusionControlNet", "text_enco
               for name in STAGES]  # fmt: skip
     passes = [
         PassRecord(name, "rounding", 1234, Counter({"a reason that is long " * 4: 5}), (12345, 11111),
-                   (987.6e9, 888.8e9), (987.6e9, 987.6e6), 0.1, "what went wrong " * 8 if k == 2 else None)
+                   (987.6e9, 888.8e9), (987.6e9, 987.6e6), (0, 12.3e6), (0, 987.6e6), 0.1,
+                   "what went wrong " * 8 if k == 2 else None)
         for k, name in enumerate(PASSES)
     ]  # fmt: skip
     inputs = {"encoder_hidden_states": "condition", "added_cond_kwargs.time_ids_that_are_long.resolution": "condition"}

@@ -218,7 +218,7 @@ def test_what_is_given_goes_over_the_journal(run: Run, dumps: Path, tmp_path: Pa
         ("aten.silu.default", "aten.sulu.default", r"no operator ops.aten.sulu.*000_captured.py:\d+:.*did you mean"),
         ("silu.default(group_norm)", "silu.default(group_nrm)", r"'group_nrm' is not defined.*:\d+:.*'group_norm'"),
         ("('state', 'sample'", "('condition', 'sample'", r"input sample is condition 'sample' in the dump.*:\d+"),
-        ("return (", "return (sample, ", r"the dump returns 2 results, and the model 1.*:\d+: return"),
+        ("return (", "return (sample, ", r"2 results are returned, and the model puts together 1.*:\d+: return"),
         (
             '"""graphopt program unet"""',
             '"""graphopt program unte"""',
