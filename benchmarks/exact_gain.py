@@ -1,8 +1,9 @@
 """What the exact pipeline gains, measured: per step and per image, and by pass.
 
-    python -m benchmarks.exact_gain                      everything (about 25 minutes on two cores)
+    python -m benchmarks.exact_gain                      everything (an hour on two cores)
     python -m benchmarks.exact_gain --models sd-like --steps 4 20
     python -m benchmarks.exact_gain --quick              no passes left out, images of four steps
+    python -m benchmarks.exact_gain --summary A.json     one table of what earlier runs wrote with --json; no run
 
 Contenders are diffusers pipelines with the same weights: the original; a *ladder* of pipelines of passes on the eager
 target, each of which adds to the one before; the exact pipeline *without* one pass, for each pass that fires; and what
@@ -317,17 +318,41 @@ def markdown(name: str, notes: str, result: Result) -> str:
     return "\n".join([*lines, ""])
 
 
+def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """What users get of every model, one line each, from `asdict` of its `Result`: shares of the original's time."""
+    steps = sorted({int(number) for result in results.values() for number in result["gains"]})
+    heads = [f"{kind} of {number}" for kind in ("step", "image") for number in steps]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name, result in results.items():
+        gains = {int(number): kinds for number, kinds in result["gains"].items()}
+        cells = [
+            _cell(gains[number][kind]) if number in gains else "" for kind in ("step", "image") for number in steps
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(timings: Sequence[Mapping[str, Any]]) -> str:
+    auto = next(timing for timing in timings if timing["name"] == AUTO)
+    return f"**{auto['ratio']:.2f}** ({auto['low']:.2f} to {auto['high']:.2f})"
+
+
 def main() -> int:
     """Run the races asked for; 1 when graphopt loses one or computes something else."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=None, help="diffusers pipelines by name (default: all)")
     parser.add_argument("--steps", nargs="*", type=int, default=None, help="steps per image (default: 4 20 50)")
     parser.add_argument("--rounds", type=int, default=None, help="rounds of every race (default: what the time allows)")
-    parser.add_argument("--minutes", type=float, default=25.0, help="for all models together")
+    parser.add_argument("--minutes", type=float, default=60.0, help="for all models together")
     parser.add_argument("--quick", action="store_true", help="no passes left out; images of four steps")
     parser.add_argument("--tiny", action="store_true", help="small models, to try the script out; no verdict")
     parser.add_argument("--json", type=Path, help="write all figures there as well")
+    parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="show what --json wrote, and stop")
     options = parser.parse_args()
+    if options.summary:
+        known_results = [json.loads(file.read_text(encoding="utf-8")) for file in options.summary]
+        print(summary({name: result for results in known_results for name, result in results.items()}))
+        return 0
     if any(number < 3 for number in options.steps or ()):
         parser.error("an image needs at least three steps: the first one is not timed")
     torch.set_num_threads(1 if options.tiny else 2)
@@ -348,6 +373,7 @@ def main() -> int:
         results[name], bad = asdict(result), [*bad, *result.complaints(name)]
         if options.json:
             options.json.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"## What users get: target auto, of the original's time\n\n{summary(results)}")
     if options.tiny:
         return 0
     print(
