@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +115,12 @@ def _from_pretrained(place: str, is_folder: bool, dtype: str | None) -> Any:
         ) from error
 
 
-def imported(name: str) -> Any:
+def imported(name: str, suits: Callable[[Any], bool] = callable) -> Any:
     """What ``module:attribute`` names, looked for in the current folder and among installed packages.
 
     Raises
     ------
-    UsageError : there is no such module, or nothing of that name in it.
+    UsageError : there is no such module, or nothing of that name in it; the hint names what `suits`.
     """
     module_name, _, attribute = name.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -136,7 +136,7 @@ def imported(name: str) -> Any:
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            known = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+            known = [key for key, value in vars(found).items() if suits(value) and not key.startswith("_")]
             raise UsageError(f"module '{module_name}' has no '{part}'", where=name, hint=nearest(part, known))
         found = getattr(found, part)
     return found

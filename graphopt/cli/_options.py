@@ -51,7 +51,14 @@ def _unknown_target(name: str, known: Iterable[str]) -> UsageError:
 
 def _unknown_pass(name: str, known: Iterable[str], where: str = "--pass-pipeline") -> UsageError:
     what = "pass or pipeline" if where == "--pass-pipeline" else "pass"
-    return UsageError(f"unknown {what} '{name}'", where=where, hint=nearest(name, known))
+    return UsageError(f"unknown {what} '{name}'", where=where, hint=near_pass(name, known))
+
+
+def near_pass(name: str, known: Iterable[str]) -> str:
+    """What may be meant by an unknown pass: one of the user's own, where a module of that name lies here."""
+    if name.isidentifier() and Path(f"{name}.py").is_file():
+        return f"a pass in {name}.py is named by module and class, {name}:MyPass; else {nearest(name, known)}"
+    return nearest(name, known)
 
 
 def _entries(text: str) -> list[str]:
@@ -69,6 +76,14 @@ def _entries(text: str) -> list[str]:
         else:
             found[-1] += sign
     return found
+
+
+def asked_for(entries: Iterable[str]) -> set[str]:
+    """Names of the passes of ``--pass``."""
+    from graphopt import plugins
+    from graphopt.ir.rewrite import pass_name
+
+    return {pass_name(known_pass(_split(entry)[0], plugins.passes(), "--pass")) for entry in entries}
 
 
 def is_named(name: str, entries: Iterable[str]) -> bool:
@@ -96,9 +111,12 @@ def known_pass(name: str, known: dict[str, type[Pass]], where: str, others: Iter
     from graphopt.cli._load import imported
     from graphopt.ir.rewrite import Pass
 
-    found = imported(name)
-    if isinstance(found, type) and issubclass(found, Pass) and hasattr(found, "__dataclass_fields__"):
-        return found
+    def is_pass(found: Any) -> bool:
+        return isinstance(found, type) and issubclass(found, Pass) and hasattr(found, "__dataclass_fields__")
+
+    found = imported(name, lambda found: is_pass(found) and found.__module__ != Pass.__module__)
+    if is_pass(found):
+        return found  # type: ignore[no-any-return]
     hint = "@dataclass(frozen=True) above class MyPass(graphopt.Pass)"
     raise UsageError(f"'{name.partition(':')[2]}' is not a pass", where=f"{where} {name}", hint=hint)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphopt.cli._app import AsJson, Debug, out
-from graphopt.errors import UsageError, nearest
+from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
     from graphopt.ir.rewrite import Pass
@@ -38,12 +38,12 @@ def passes(
         graphopt passes --json
     """
     from graphopt import pipelines, plugins
-    from graphopt.cli._options import known_pass
+    from graphopt.cli._options import known_pass, near_pass
     from graphopt.ir.rewrite import pass_name, spell
 
     known = plugins.passes()
     if name is not None and ":" not in name and name not in known:
-        raise UsageError(f"there is no pass '{name}'", hint=nearest(name, known))
+        raise UsageError(f"there is no pass '{name}'", hint=near_pass(name, known))
     if name is not None:
         cls = known_pass(name, known, "NAME")
         _show_one(pass_name(cls), cls, as_json)

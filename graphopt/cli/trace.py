@@ -111,6 +111,7 @@ def about(session: Session, found: Compilation) -> dict[str, Any]:
 def _show(journal: dict[str, Any], folder: Path, request: Request, module: str | None) -> None:
     from rich.text import Text
 
+    from graphopt.cli._options import asked_for
     from graphopt.cli._show import remark, table, work_after
     from graphopt.debug.diff import MARKS
     from graphopt.debug.figures import scaled
@@ -138,7 +139,10 @@ def _show(journal: dict[str, Any], folder: Path, request: Request, module: str |
     for relation in journal["relations"]:
         remark(console, Text(f"assumed, and checked at every call: {relation}", style="dim"))
     remark(console, "[dim]− removed, + added, ~ given other arguments, moved to an earlier stage[/]")
-    busiest = max(entries[1:], key=lambda entry: len(entry["fired"]), default=entries[0])
+    # The user's own pass where one was asked for, else the one that did most.
+    asked = asked_for(request.passes)
+    own = [entry for entry in entries[1:] if entry["name"].partition("{")[0] in asked]
+    busiest = max(own or entries[1:], key=lambda entry: len(entry["fired"]), default=entries[0])
     first, last = folder / entries[0]["file"], folder / busiest["file"]
     again = [request.pipeline, busiest["name"].partition("{")[0], *(["--module", module] if module else [])]
     console.print()

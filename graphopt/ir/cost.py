@@ -65,6 +65,11 @@ def _elementwise(bound: dict[str, Any], result: Any) -> Any:
     return sum(numel(entry) for entry in result) if isinstance(result, list | tuple) else numel(result)
 
 
+def _times(operations: int) -> Any:
+    """Of elementwise operators that stand for several."""
+    return lambda bound, result: operations * _elementwise(bound, result)
+
+
 def _linear(bound: dict[str, Any], result: Any) -> Any:
     source = val(bound.get("input", bound.get("X")))
     return 2 * numel(result) * size(source.shape[-1])
@@ -112,6 +117,10 @@ _FLOPS: dict[Any, Any] = {
     mkldnn._linear_pointwise.binary: _linear,
     mkldnn._convolution_pointwise.default: _conv,
     mkldnn._convolution_pointwise.binary: _conv,
+    aten.addcmul.default: _times(2),
+    aten.addcdiv.default: _times(2),
+    aten.lerp.Scalar: _times(3),
+    aten.lerp.Tensor: _times(3),
     aten.clone.default: lambda bound, result: 0,
     aten.cat.default: lambda bound, result: 0,
     aten._to_copy.default: lambda bound, result: 0,

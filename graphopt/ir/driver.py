@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import fx
@@ -189,9 +192,17 @@ def _failure(pass_: Pass, program: Program, error: Exception) -> PassError:
         return PassError(str(error), where=f"pass '{pass_.name}'")
     return PassError(
         f"pass '{pass_.name}' raised {type(error).__name__}: {error}",
-        where=f"program '{program.name}'",
-        hint="this is a bug in the pass; leave it out of the pipeline, or run with strict=True for the traceback",
+        where=", ".join([*_lines_of(pass_, error), f"program '{program.name}'"]),
+        hint="this is a bug in the pass: leave it out of the pipeline, or mend it; the error above is this one's "
+        "__cause__, with its traceback, and graphopt.compile raises it where strict=True",
     )
+
+
+def _lines_of(pass_: Pass, error: Exception) -> list[str]:
+    """The innermost line of the pass's own file that an error went through: ``my_pass.py:31 in rewrite``."""
+    file = getattr(sys.modules.get(type(pass_).__module__), "__file__", None)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if file and frame.filename == file]
+    return [f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames[-1:]]
 
 
 def run_pipeline(

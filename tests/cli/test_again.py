@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from graphopt.cli._options import check_pass, passes_named
+from graphopt.cli._options import asked_for, check_pass, passes_named
 from graphopt.cli._request import Request
 from graphopt.errors import UsageError
 from graphopt.passes import Hoist
@@ -38,6 +38,19 @@ def test_a_pass_is_known_by_its_name_wherever_it_was_given() -> None:
     assert check_pass("copy_result", None, [f"{OWN}{{times=2}}"]) == "copy_result"
     with pytest.raises(UsageError, match="unknown pass 'copy_results'"):
         check_pass("copy_results", OWN)
+
+
+def test_a_pass_of_ones_own_is_named_by_module_and_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("from tests.cli.own_pass import *")
+    for read in (check_pass, passes_named):
+        with pytest.raises(UsageError) as raised:
+            read("mine")
+        assert "a pass in mine.py is named by module and class, mine:MyPass" in str(raised.value)
+    with pytest.raises(UsageError, match="has no 'CopyResults'") as raised:
+        passes_named("remove_dead", ["tests.cli.own_pass:CopyResults"])
+    assert "(one of: CopyResult)" in str(raised.value)
+    assert asked_for([f"{OWN}{{times=2}}", "hoist"]) == {"copy_result", "hoist"}
 
 
 def test_options_are_those_that_differ_from_the_defaults() -> None:

@@ -22,6 +22,7 @@ from graphopt.testing import sketch
         ("scaled_dot_product_attention.default(x, w, w)", ("f32[1, 2, 6, 4]", "f32[1, 2, 5, 4]"),
          2 * 2 * 6 * 5 * 8, 4 * (48 + 40 + 48)),
         ("add.Tensor(x, w)", ("f32[2, 3]", "f32[3]"), 6, 4 * (6 + 3 + 6)),
+        ("addcmul.default(x, x, w)", ("f32[2, 3]", "f32[3]"), 12, 4 * (6 + 3 + 6)),
         ("transpose.int(x, 0, 1)", ("f32[2, 3]", "f32[3]"), 0, 0),
         ("clone.default(x)", ("f32[2, 3]", "f32[3]"), 0, 48),
         ("addmm.default(w, x, x)", ("f32[3, 3]", "f32[3]"), 2 * 27 + 9, 4 * (9 + 3 + 9)),

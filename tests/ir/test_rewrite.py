@@ -205,6 +205,12 @@ def test_what_an_observer_raises_goes_to_the_caller(method: str, error: Exceptio
     assert raised.value is error
 
 
+def test_an_error_names_the_line_of_the_pass() -> None:
+    with pytest.raises(PassError, match=r"where: test_rewrite.py:\d+ in rewrite, program '") as raised:
+        run_pass(SinToCos("raises"), run_pass(MakeSines(), example()))
+    assert isinstance(raised.value.__cause__, ValueError)
+
+
 @dataclass(frozen=True)
 class Needs(Pass):
     """Never fires; `a` needs and gives other things than `b`."""

@@ -15,15 +15,20 @@ export function scaled(value: number | null | undefined, metric: Metric): string
   return `${digits.replace("-", "−")} ${prefix}${UNITS[metric]}`;
 }
 
+const NOISE = 1e-9; // sums in another order
+
 // `−8.7 %`; nothing where nothing changed.
 export function change(before: number | null, after: number | null): string {
-  if (before === null || after === null || before === after) return "";
+  if (before === null || after === null || same(before, after)) return "";
   if (!before) return "new";
   const percent = (after / before - 1) * 100;
   const size = Math.abs(percent);
   const text = size >= 10 ? size.toFixed(0) : String(Number(size.toPrecision(size < 0.1 ? 1 : 2)));
   return `${percent < 0 ? "−" : "+"}${text} %`;
 }
+
+export const same = (before: number, after: number): boolean =>
+  Math.abs(after - before) <= NOISE * Math.max(Math.abs(before), Math.abs(after));
 
 export const plural = (count: number, one: string, many = `${one}s`): string => `${count} ${count === 1 ? one : many}`;
 export const stageTitle = (stage: string): string => stage.replace("_", " × ");

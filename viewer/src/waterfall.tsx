@@ -1,7 +1,7 @@
 // What an image costs, from the captured graph to the last pass: totals at the ends, and what each pass took or gave.
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { Document, Metric, Which } from "./document";
-import { change, METRICS, plural, scaled } from "./format";
+import { change, METRICS, plural, same, scaled } from "./format";
 import { name } from "./graph";
 
 type Props = {
@@ -53,7 +53,11 @@ function Chart({ doc, pass, metric, which, onPass }: Props) {
     watch.observe(box.current!);
     return () => watch.disconnect();
   }, []);
-  const values = doc.passes.map((entry) => entry.image[which][metric] ?? 0);
+  const values: number[] = [];
+  for (const entry of doc.passes) {
+    const value = entry.image[which][metric] ?? 0, last = values[values.length - 1];
+    values.push(last !== undefined && same(last, value) ? last : value);
+  }
   const high = Math.max(...values), low = Math.min(...values);
   // Cut off below what varies, and said so: changes of a per cent would be invisible above zero.
   const floor = high === low ? 0 : Math.max(0, low - 0.35 * (high - low));
