@@ -86,11 +86,6 @@ def asked_for(entries: Iterable[str]) -> set[str]:
     return {pass_name(known_pass(_split(entry)[0], plugins.passes(), "--pass")) for entry in entries}
 
 
-def is_named(name: str, entries: Iterable[str]) -> bool:
-    """Whether a pass is among entries of ``--pass``, as it is written there."""
-    return any(_split(entry)[0] == name for entry in entries)
-
-
 def _split(entry: str) -> tuple[str, str | None]:
     """Name and options of ``name{options}``."""
     match = re.fullmatch(r"\s*([\w.:]+)\s*(?:\{(.*)\})?\s*", entry)
@@ -190,15 +185,16 @@ def passes_named(text: str | None, extra: Sequence[str] = (), base: str = "exact
         else:
             cls = known_pass(name, known, "--pass-pipeline", pipelines.PIPELINES)
             found.append(_made(cls, options, f"--pass-pipeline {entry.strip()}"))
-    names, folds = {other.name for other in found}, [other for other in found if isinstance(other, FoldConstants)]
+    names = {other.name for other in found}
     for entry in extra:
         name, options = _split(entry)
         made = _made(known_pass(name, known, "--pass"), options, f"--pass {entry.strip()}")
         places = [place for place, other in enumerate(found) if other.name == made.name]
         for place in places or [len(found)]:
             found[place : place + 1] = [made]
+    folds = [other for other in found if isinstance(other, FoldConstants) and other.name in names]
     if folds and found[-1].name not in names:
-        found.append(next(other for other in reversed(found) if isinstance(other, FoldConstants)))
+        found.append(folds[-1])
     check_order(found)
     return tuple(found)
 

@@ -74,13 +74,13 @@ def explain(
 
         graphopt explain emoji-unet merge_linears --module vae.decoder --json
     """
-    from graphopt.cli._options import check_pass, is_named
+    from graphopt.cli._options import check_pass
 
     name, extra = check_pass(pass_name, pass_pipeline, one_pass or ()), tuple(one_pass or ())
     request = Request(
         pipeline, prompt, steps, seed, height, width, tuple(arg or ()), dtype, watched(target), pass_pipeline, extra
     )
-    if name != pass_name and not is_named(pass_name, extra) and name not in {entry.name for entry in request.order()}:
+    if name != pass_name and name not in {entry.name for entry in request.order()}:
         request = replace(request, passes=(*extra, pass_name))  # named by its place, and in no pipeline
     from graphopt.cli._history import compilation
     from graphopt.debug.explain import explain as explained

@@ -47,7 +47,7 @@ class Statistics(Observer):
     def __init__(self) -> None:
         self.records: list[PassRecord] = []
         self._start = 0.0
-        self._once: tuple[Any, Any] | None = None
+        self._once: tuple[Any, Any] | None = None  # of the Program as it is now; None before its first pass
 
     def program_begins(self, program: Program) -> None:
         self._once = None
@@ -71,7 +71,8 @@ class Statistics(Observer):
         record.nodes = (was.nodes, now.nodes)
         record.flops = (was.cost.flops, now.cost.flops)
         record.bytes = (was.cost.bytes, now.cost.bytes)
-        was_once = self._once or _once(before)
+        was_once = self._once
+        assert was_once is not None  # since pass_begins
         self._once = _once(after) if fired else was_once
         record.once_flops, record.once_bytes = zip(was_once, self._once, strict=True)
 

@@ -141,12 +141,14 @@ def _found(pass_: Pass, program: Program) -> list[Match]:
 
 def _answer(pass_: Pass, answer: Any) -> Refusal | None:
     """What `legal` said. Raises PassError where it is no answer."""
-    if answer is not None and not isinstance(answer, Refusal):
+    if answer is None:
+        return None
+    if not isinstance(answer, Refusal):
         expected = 'None to rewrite here, or Refusal("why not", match.root)'
         raise _mistake(pass_, "legal", f"returned {_shown(answer)}", expected)
-    reason: Any = answer and answer.reason
-    node: Any = answer and answer.node
-    if answer is not None and not (isinstance(node, fx.Node) and isinstance(reason, str)):
+    reason: Any = answer.reason  # of any type, whatever the class says
+    node: Any = answer.node
+    if not (isinstance(node, fx.Node) and isinstance(reason, str)):
         what = f"returned Refusal({_shown(reason)}, {_shown(node)})"
         raise _mistake(pass_, "legal", what, "a reason, which is a str, and a node of the program, in this order")
     return answer
