@@ -9,7 +9,7 @@ with the numbers of another step they give that step's coefficients.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -61,6 +61,35 @@ def fold(node: fx.Node, inside: Sequence[fx.Node]) -> Update:
     form = folder.form(node)
     terms = {term: sympy.factor_terms(expression) for term, expression in form.items() if expression != 0}
     return Update(terms, folder.numbers, len(folder.folded))
+
+
+def combined(factors: dict[fx.Node, float], of: Callable[[fx.Node], Any], call: Callable[..., Any]) -> Any:
+    """``Σ factor · of(term)``, a call per term, and one less where a first factor is 1."""
+    total: Any = None
+    for terms, factor in summands(factors):
+        tensors = [of(term) for term in terms]
+        part = call(aten.sub.Tensor, *tensors) if len(tensors) == 2 else tensors[0]
+        if total is not None:
+            total = call(aten.add.Tensor, total, part, **({} if factor == 1 else {"alpha": factor}))
+        elif factor != 1:
+            total = call(aten.mul.Tensor, part, factor)
+        else:
+            total = part if len(factors) > 1 else call(aten.clone.default, part)
+    return total
+
+
+def summands(factors: dict[fx.Node, float]) -> list[tuple[tuple[fx.Node, ...], float]]:
+    """The terms and their factor, two of opposite factors as one difference; in the order of summation."""
+    left, found = dict(factors), []
+    while left:
+        term, factor = left.popitem()
+        other = next((entry for entry in left if left[entry] == -factor), None)
+        if other is None:
+            found.append(((term,), factor))
+        else:
+            del left[other]
+            found.append(((term, other) if factor > 0 else (other, term), abs(factor)))
+    return sorted(reversed(found), key=lambda entry: (entry[1] != 1, abs(entry[1])))
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
 where: the intermediate results are read by the chain alone; all tensors are floating-point, of one shape, dtype and
     device. A cast to another dtype ends the chain, so that what passed through float32 still does. In half precision no
-    partial sum may be larger than its terms. The error is at most that of rounding each of n sums:
-    ε · n · Σ |k| · max |term|.
+    partial sum may be larger than its terms. Terms whose coefficients are opposite are subtracted first, so that
+    equal ones still cancel exactly; more than two whose coefficients add up to zero are left alone. The error is at
+    most that of rounding each of n sums: ε · n · Σ |k| · max |term|.
 because: each operation reads and writes a whole latent: guidance and scheduler do so six to ten times for what takes
     as many operations as there are tensors. The coefficients are folded by sympy, in double precision.
 
@@ -35,7 +36,7 @@ from torch import fx
 from ..ir.program import Program, bind, fake_mode, val
 from ..ir.rewrite import Accuracy, Match, Pass, Refusal
 from ..ir.stages import placement
-from ..ir.update import LINEAR, fold
+from ..ir.update import LINEAR, combined, fold, summands
 
 aten = torch.ops.aten
 
@@ -45,6 +46,9 @@ _TENSORS: dict[Any, int] = {
     aten.lerp.Scalar: 2,
     aten.lerp.Tensor: 2,
 }  # operands, if not one
+
+
+_CANCELS = 1e-6  # of the sum of all coefficients' sizes: at most that counts as zero, folded from decimal numbers
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,14 @@ class FoldUpdates(Pass):
             return Refusal("a coefficient is not finite", node)
         if len(region) - len(factors) + (len(factors) > 1 and 1 in factors.values()) < self.min_saved:
             return few
-        partial = sum(abs(factor) for factor in list(factors.values())[:-1])
+        if len(factors) > 2 and abs(sum(factors.values())) <= _CANCELS * sum(map(abs, factors.values())):
+            return Refusal("the coefficients add up to zero: terms close to each other would cancel", node)
+        partial = sum(abs(factor) * len(terms) for terms, factor in summands(factors)[:-1])
         if val(node).dtype.itemsize < 4 and partial > 1:
             return Refusal(f"a partial sum would be rounded to {val(node).dtype} and is larger than its terms", node)
         with fake_mode(program.graph), torch.no_grad():
             if (
-                _combined(factors, val, lambda target, *args, **more: target(*args, **more)).stride()
+                combined(factors, val, lambda target, *args, **more: target(*args, **more)).stride()
                 != val(node).stride()
             ):
                 return Refusal("the update would be laid out in memory otherwise", node)
@@ -102,7 +108,7 @@ class FoldUpdates(Pass):
         def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
             return program.call(target, *args, before=node, **kwargs)
 
-        program.replace(node, _combined(_factors(node, region), lambda term: term, call))
+        program.replace(node, combined(_factors(node, region), lambda term: term, call))
         for entry in sorted(region - {node}, reverse=True):
             program.graph.erase_node(entry)
 
@@ -138,18 +144,5 @@ def _unfit(node: fx.Node) -> str:
 
 
 def _factors(node: fx.Node, region: set[fx.Node]) -> dict[fx.Node, float]:
-    """The coefficient of each term, in the order of summation: one that needs no product, then by size."""
-    found = [(term, factor) for term, factor in fold(node, list(region)).coefficients().items() if factor != 0]
-    return dict(sorted(found, key=lambda entry: (entry[1] != 1, abs(entry[1]))))
-
-
-def _combined(factors: dict[fx.Node, float], of: Any, call: Any) -> Any:
-    """``Σ factor · of(term)``, one call per term but for a first one whose factor is 1."""
-    (first, factor), *others = factors.items()
-    if factor == 1:
-        total = of(first) if others else call(aten.clone.default, of(first))
-    else:
-        total = call(aten.mul.Tensor, of(first), factor)
-    for term, factor in others:
-        total = call(aten.add.Tensor, total, of(term), **({} if factor == 1 else {"alpha": factor}))
-    return total
+    """The coefficient of each term."""
+    return {term: factor for term, factor in fold(node, list(region)).coefficients().items() if factor != 0}

@@ -60,4 +60,4 @@ def test_runs_by_name(site: Path) -> None:
         site, "graphopt", "report", "emoji-unet", "--steps", "1", "--target", "eager", "--pass", "fuse_silu", "--json"
     )
     names = [record["name"] for record in json.loads(report)["modules"][0]["variants"][-1]["passes"]]
-    assert names[-1] == "fuse_silu"
+    assert "fuse_silu" in names

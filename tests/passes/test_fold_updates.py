@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graphopt.ir.verify import evaluate
 from graphopt.passes import FoldUpdates, RemoveDead
 from graphopt.testing import Traced, check_pass, sketch, trace
 from tests.goldens import Golden
@@ -78,6 +79,23 @@ def test_what_cancels_to_one_term_is_a_copy() -> None:
     assert [node.target for node in checked.program.calls()] == [torch.ops.aten.clone.default]
 
 
+def test_equal_terms_still_cancel() -> None:
+    """The scaled difference of equal tensors is zero before and after; scaled first, its rounding would be left."""
+    body = "\n".join(
+        (
+            "difference = ops.aten.sub.Tensor(x, e)",
+            "scaled = ops.aten.mul.Tensor(difference, 0.3)",
+            "more = ops.aten.add.Tensor(difference, scaled, alpha=7.7)",
+            "new = ops.aten.sub.Tensor(k, more, alpha=0.7)",
+            "return (new,)",
+        )
+    )
+    checked = check_pass(FoldUpdates(min_saved=1), sketch(body, x="f32[50]", e="f32[50]", k="f32[50]").program)
+    assert [node.target for node in checked.program.calls()] == [torch.ops.aten.sub.Tensor, torch.ops.aten.add.Tensor]
+    same, kept = torch.rand(50), torch.rand(50)
+    assert torch.equal(evaluate(checked.program, [same, same, kept])[0], kept)
+
+
 @given(data=st.data(), kind=st.sampled_from([torch.float32, torch.float64]))
 def test_any_chain(data: st.DataObject, kind: torch.dtype) -> None:
     """Random chains over three tensors; what is folded is as accurate as it was."""
@@ -123,6 +141,10 @@ def test_half_precision_keeps_what_is_as_accurate(kind: str) -> None:
          "fewer than min_saved=2 operations would be saved"),
         (sketch("a = ops.aten.sub.Tensor(x, e)\nb = ops.aten.sub.Tensor(e, x)\nc = ops.aten.add.Tensor(a, b)\n"
                 "d = ops.aten.neg.default(c)\nreturn (d,)", x="f32[3]", e="f32[3]"), "the terms cancel out"),
+        (sketch("a = ops.aten.sub.Tensor(x, e)\nb = ops.aten.mul.Tensor(a, 0.3)\nc = ops.aten.sub.Tensor(x, k)\n"
+                "d = ops.aten.mul.Tensor(c, 0.7)\nf = ops.aten.add.Tensor(b, d)\ng = ops.aten.mul.Tensor(f, 1.1)\n"
+                "h = ops.aten.mul.Tensor(g, 1.1)\nreturn (h,)", x="f32[3]", e="f32[3]", k="f32[3]"),
+         "the coefficients add up to zero: terms close to each other would cancel"),
         (sketch("a = ops.aten.sub.Tensor(x, e)\nb = ops.aten.mul.Tensor(a, 1e300)\nc = ops.aten.mul.Tensor(b, 1e300)\n"
                 "d = ops.aten.neg.default(c)\nreturn (d,)", x="f32[3]", e="f32[3]"), "a coefficient is not finite"),
         (sketch("a = ops.aten.sub.Tensor(x, e)\nb = ops.aten.div.Tensor(a, 0.0)\nc = ops.aten.mul.Tensor(b, 2)\n"
