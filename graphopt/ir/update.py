@@ -80,16 +80,18 @@ def combined(factors: dict[fx.Node, float], of: Callable[[fx.Node], Any], call: 
 
 def summands(factors: dict[fx.Node, float]) -> list[tuple[tuple[fx.Node, ...], float]]:
     """The terms and their factor, two of opposite factors as one difference; in the order of summation."""
-    left, found = dict(factors), []
-    while left:
-        term, factor = left.popitem()
+    left = dict(factors)
+    found: list[tuple[tuple[fx.Node, ...], float]] = []
+    for term, factor in factors.items():
+        if left.pop(term, None) is None:
+            continue
         other = next((entry for entry in left if left[entry] == -factor), None)
         if other is None:
             found.append(((term,), factor))
         else:
             del left[other]
             found.append(((term, other) if factor > 0 else (other, term), abs(factor)))
-    return sorted(reversed(found), key=lambda entry: (entry[1] != 1, abs(entry[1])))
+    return sorted(found, key=lambda entry: (entry[1] != 1, abs(entry[1])))
 
 
 @dataclass
