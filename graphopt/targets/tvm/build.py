@@ -1,0 +1,108 @@
+"""Kernels to machine code: one module, entered with a table of pointers, in which calls of kernels follow one another.
+
+Threads are those of the OpenMP pool that torch itself uses, so that the two never wait for one another while spinning,
+and `torch.set_num_threads` holds for both. A kernel's team takes task after task from one counter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.ir import PrimType, StringImm
+
+from . import vectormath
+from .emit import Kernel
+from .isa import Isa
+
+_RUNTIME = """
+define ptr @graphopt_pointer_at(ptr %table, i32 %place) alwaysinline {
+  %at = getelementptr ptr, ptr %table, i32 %place
+  %pointer = load ptr, ptr %at
+  ret ptr %pointer
+}
+define i32 @graphopt_next_task(ptr %team) alwaysinline {
+  %counter = getelementptr i64, ptr %team, i32 1
+  %task = atomicrmw add ptr %counter, i32 1 monotonic
+  ret i32 %task
+}
+declare void @GOMP_parallel(ptr, ptr, i32, i32)
+"""
+
+# A team is a table of pointers and a counter. 0 threads: as many as torch was told.
+_LAUNCH = """
+declare i32 @{name}(ptr)
+define i32 @graphopt_launch_{name}(ptr %table, i32 %offset) alwaysinline {{
+  %team = alloca [2 x i64]
+  %arguments = getelementptr ptr, ptr %table, i32 %offset
+  store ptr %arguments, ptr %team
+  %counter = getelementptr i64, ptr %team, i32 1
+  store i64 0, ptr %counter
+  call void @GOMP_parallel(ptr @{name}, ptr %team, i32 0, i32 0)
+  ret i32 0
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A kernel, and where its pointers begin in the table."""
+
+    kernel: Kernel
+    offset: int
+
+
+class Library:
+    """Machine code of some sequences of calls.
+
+    ``run(i, table)`` performs sequence i with a table of pointers, a contiguous int64 array's address.
+    """
+
+    def __init__(self, isa: Isa, sequences: Sequence[Sequence[Call]]) -> None:
+        kernels = {call.kernel.name: call.kernel for calls in sequences for call in calls}
+        called = sorted(set().union(*(kernel.called for kernel in kernels.values())))
+        text = _RUNTIME + "".join(_LAUNCH.format(name=name) for name in kernels) + vectormath.source(called)
+        functions = {name: kernel.function for name, kernel in kernels.items()}
+        for number, calls in enumerate(sequences):
+            functions[f"run_{number}"] = _entry(f"run_{number}", calls, text)
+        self.module = _compiled(tvm.IRModule(functions), isa)
+        self._entries = [self.module[f"run_{number}"] for number in range(len(sequences))]
+
+    def run(self, sequence: int, table: int) -> None:
+        self._entries[sequence](ctypes.c_void_p(table))
+
+
+def _entry(name: str, calls: Sequence[Call], text: str) -> Any:
+    """The function that performs calls one after the other."""
+    table = tirx.Var("table", "handle")
+    launches = [
+        tirx.Evaluate(
+            tirx.call_extern("int32", f"graphopt_launch_{call.kernel.name}", table, tirx.const(call.offset, "int32"))
+        )
+        for call in calls
+    ]
+    body = tirx.SeqStmt([*launches, tirx.Return(tirx.const(0, "int32"))])
+    imports = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(text), body)
+    return tirx.PrimFunc([table], imports, ret_type=PrimType("int32")).with_attr({"global_symbol": name})
+
+
+def _compiled(module: Any, isa: Isa) -> Any:
+    """Lowered by the few passes that explicit vectors and flat buffers leave to do, and compiled."""
+    passes, target = tirx.transform, isa.target()
+    steps = [
+        passes.BindTarget(target.with_host(target)),
+        passes.StmtSimplify(),
+        passes.FlattenBuffer(),
+        passes.CommonSubexprElim(),
+        passes.AnnotateEntryFunc(),
+        passes.MakePackedAPI(),
+        passes.LowerTVMBuiltin(),
+        passes.LowerIntrin(),
+    ]
+    for step in steps:
+        module = step(module)
+    return tvm.get_global_func("target.build.llvm")(module, target)

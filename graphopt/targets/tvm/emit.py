@@ -1,0 +1,236 @@
+"""TensorIR built statement by statement: loops, loads and stores of whole vectors, scratch memory, calls of functions.
+
+A kernel is a function of a task number. Its `Emitter` collects statements; expressions are TVM's own, so that
+arithmetic is written as such. Vectors are explicit: what the schedule says is what the CPU executes.
+
+Every buffer is flat: an index is one number, counted in elements, and lanes are consecutive elements.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import tvm
+from tvm import sym, tirx
+from tvm.ir import Call, PointerType, PrimType, StringImm
+
+from .isa import Isa
+
+Expr: TypeAlias = Any
+Buffer: TypeAlias = Any
+
+_ZERO = tirx.const(0, "int32")
+_ANY = 1 << 30  # elements of a buffer whose size is not known here
+
+
+class Emitter:
+    """Statements of one kernel, in the order in which they are emitted.
+
+    Attributes
+    ----------
+    isa : the CPU that the kernel is for.
+    called : names of the functions of `vectormath` that the kernel calls, by number of lanes.
+    """
+
+    def __init__(self, isa: Isa) -> None:
+        self.isa = isa
+        self.called: set[tuple[str, int]] = set()
+        self.analyzer = sym.Analyzer()
+        self._blocks: list[list[Any]] = [[]]
+        self._numbers = itertools.count()
+
+    # -- statements --------------------------------------------------------------------------------------------------
+
+    def emit(self, statement: Any) -> None:
+        self._blocks[-1].append(statement)
+
+    def body(self) -> Any:
+        """All statements so far, as one."""
+        return sequence(self._blocks[0])
+
+    @contextmanager
+    def block(self) -> Iterator[list[Any]]:
+        """Collect what is emitted inside in a list of its own."""
+        self._blocks.append([])
+        try:
+            yield self._blocks[-1]
+        finally:
+            self._blocks.pop()
+
+    @contextmanager
+    def loop(self, count: Expr | int, name: str = "i") -> Iterator[Expr]:
+        """A loop from 0; of one round, its body alone."""
+        if isinstance(count, int) and count == 1:
+            yield _ZERO
+            return
+        index = tirx.Var(self._name(name), "int32")
+        if isinstance(count, int):
+            self.analyzer.bind(index, tvm.ir.Range(0, count))
+        with self.block() as inside:
+            yield index
+        self.emit(tirx.For(index, _ZERO, _integer(count), tirx.ForKind.SERIAL, sequence(inside)))
+
+    @contextmanager
+    def when(self, condition: Expr) -> Iterator[None]:
+        """What is emitted inside happens where the condition holds."""
+        with self.block() as inside:
+            yield
+        self.emit(tirx.IfThenElse(condition, sequence(inside), None))
+
+    def let(self, value: Expr, name: str = "v") -> Expr:
+        """A name for a value, computed once, here."""
+        value = tirx.convert(value)
+        if isinstance(value, tirx.Var | tirx.IntImm | tirx.FloatImm):
+            return value
+        var = tirx.Var(self._name(name), value.ty)
+        self.emit(tirx.Bind(var, value))
+        return var
+
+    # -- memory ------------------------------------------------------------------------------------------------------
+
+    def buffer(self, pointer: Expr, dtype: str, name: str) -> Buffer:
+        """Memory that a pointer shows to."""
+        var = tirx.Var(self._name(name), pointer_to(dtype))
+        self.emit(tirx.Bind(var, pointer))
+        found = tirx.decl_buffer((_ANY,), dtype, name=self._name(name), data=var)
+        self.emit(tirx.DeclBuffer(found, data=var))
+        return found
+
+    def scratch(self, size: int, dtype: str = "float32", name: str = "scratch", *, stack: bool = False) -> Buffer:
+        """Memory of this task alone: on the stack, from where numbers at fixed places go to registers, or on the heap."""
+        scope = "local" if stack else "global"
+        found = tirx.decl_buffer((size,), dtype, name=self._name(name), scope=scope)
+        self.emit(tirx.AllocBuffer(found))
+        return found
+
+    def load(self, buffer: Buffer, index: Expr | int, lanes: int = 1, step: int = 1) -> Expr:
+        """Elements at `index`, `index + step` and so on; with a step of 0, one of them in all lanes."""
+        if lanes > 1 and step == 0:
+            return self.spread(tirx.BufferLoad(buffer, [_integer(index)]), lanes)
+        return tirx.BufferLoad(buffer, [_lanes(index, lanes, step)])
+
+    def store(self, buffer: Buffer, index: Expr | int, value: Expr, step: int = 1) -> None:
+        """A number or vector to `index`, `index + step` and so on."""
+        value = tirx.convert(value)
+        self.emit(tirx.BufferStore(buffer, value, [_lanes(index, lanes_of(value), step)]))
+
+    # -- values ------------------------------------------------------------------------------------------------------
+
+    def spread(self, value: Expr | float, lanes: int) -> Expr:
+        """A number in all lanes."""
+        value = self.number(value) if isinstance(value, int | float) else value
+        return value if lanes == 1 or lanes_of(value) == lanes else tirx.Broadcast(value, lanes)
+
+    def number(self, value: float) -> Expr:
+        """A float32 constant."""
+        return tirx.FloatImm("float32", value)
+
+    def call(self, function: str, *values: Expr) -> Expr:
+        """A function of `vectormath` over float32 numbers or vectors of equal lanes."""
+        lanes = max(map(lanes_of, values))
+        self.called.add((function, lanes))
+        spread = [self.spread(value, lanes) for value in values]
+        return tirx.call_pure_extern(_float(lanes), f"graphopt_{function}_{lanes}", *spread)
+
+    def lane_sum(self, vector: Expr) -> Expr:
+        """The sum of a vector's lanes."""
+        return self.reduced("sum", vector)
+
+    def lane_max(self, vector: Expr) -> Expr:
+        """The largest of a vector's lanes."""
+        return self.reduced("max", vector)
+
+    def reduced(self, how: str, vector: Expr) -> Expr:
+        lanes = lanes_of(vector)
+        if lanes == 1:
+            return vector
+        self.called.add((f"lane_{how}", lanes))
+        return tirx.call_pure_extern("float32", f"graphopt_lane_{how}_{lanes}", vector)
+
+    def _name(self, name: str) -> str:
+        return f"{name}_{next(self._numbers)}"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function that threads run together: each takes the next task until none is left.
+
+    Attributes
+    ----------
+    name : its symbol; kernels of one module have different ones.
+    arguments : how many pointers it takes, in the order in which its body got buffers for them.
+    called : names of the functions of `vectormath` that it calls, by number of lanes.
+    """
+
+    name: str
+    arguments: int
+    function: Any
+    called: frozenset[tuple[str, int]]
+
+
+def kernel(
+    name: str, isa: Isa, arguments: Sequence[str], tasks: int, body: Callable[[Emitter, Sequence[Buffer], Expr], None]
+) -> Kernel:
+    """A kernel over buffers of these dtypes, of so many tasks, each of which `body` emits.
+
+    Parameters
+    ----------
+    body : called once, with the emitter, a buffer per argument, and the number of the task.
+    """
+    emitter = Emitter(isa)
+    team = tirx.Var("team", "handle")
+    table = tirx.Var("table", "handle")
+    emitter.emit(tirx.Bind(table, pointer_at(team, 0)))
+    buffers = [emitter.buffer(pointer_at(table, place, dtype), dtype, f"a{place}") for place, dtype in enumerate(arguments)]
+    task = tirx.decl_buffer((1,), "int32", name="task", scope="local")
+    emitter.emit(tirx.AllocBuffer(task))
+    take = tirx.BufferStore(task, tirx.call_extern("int32", "graphopt_next_task", team), [_ZERO])
+    emitter.emit(take)
+    with emitter.block() as inside:
+        current = emitter.let(tirx.BufferLoad(task, [_ZERO]), "task")
+        emitter.analyzer.bind(current, tvm.ir.Range(0, tasks))
+        body(emitter, buffers, current)
+        emitter.emit(take)
+    emitter.emit(tirx.While(tirx.BufferLoad(task, [_ZERO]) < tasks, sequence(inside)))
+    emitter.emit(tirx.Return(_ZERO))
+    on_cpu = tirx.AttrStmt(_ZERO, "device_type", tirx.const(1, "int32"), emitter.body())
+    function = tirx.PrimFunc([team], tirx.AttrStmt(_ZERO, "device_id", _ZERO, on_cpu), ret_type=PrimType("int32"))
+    attributes = {"global_symbol": name, "tirx.is_host_func": True, "calling_conv": 2}
+    return Kernel(name, len(arguments), function.with_attr(attributes), frozenset(emitter.called))
+
+
+def sequence(statements: Sequence[Any]) -> Any:
+    """Statements as one."""
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
+
+
+def lanes_of(value: Expr) -> int:
+    """Lanes of an expression; 1 of a number."""
+    return int(value.ty.dtype.lanes)
+
+
+def pointer_to(dtype: str) -> Any:
+    return PointerType(PrimType(dtype), "global")
+
+
+def pointer_at(table: Expr, place: int, dtype: str | None = None) -> Expr:
+    """The pointer at a place of a table of pointers."""
+    kind = pointer_to(dtype) if dtype else table.ty
+    return Call("tirx.call_pure_extern", [StringImm("graphopt_pointer_at"), table, tirx.const(place, "int32")], ret_ty=kind)
+
+
+def _float(lanes: int) -> str:
+    return "float32" if lanes == 1 else f"float32x{lanes}"
+
+
+def _integer(value: Expr | int) -> Expr:
+    return tirx.const(value, "int32") if isinstance(value, int) else value
+
+
+def _lanes(index: Expr | int, lanes: int, step: int) -> Expr:
+    index = _integer(index)
+    return index if lanes == 1 else tirx.Ramp(index, tirx.const(step, "int32"), lanes)
