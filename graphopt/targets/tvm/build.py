@@ -95,8 +95,8 @@ def _compiled(module: Any, isa: Isa) -> Any:
     passes, target = tirx.transform, isa.target()
     steps = [
         passes.BindTarget(target.with_host(target)),
-        passes.StmtSimplify(),
         passes.FlattenBuffer(),
+        passes.StmtSimplify(),  # after flattening, which adds an offset of zero to every index
         passes.CommonSubexprElim(),
         passes.AnnotateEntryFunc(),
         passes.MakePackedAPI(),

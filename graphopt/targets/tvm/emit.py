@@ -102,10 +102,29 @@ class Emitter:
 
     def scratch(self, size: int, dtype: str = "float32", name: str = "scratch", *, stack: bool = False) -> Buffer:
         """Memory of this task alone: on the stack, from where numbers at fixed places go to registers, or on the heap."""
-        scope = "local" if stack else "global"
+        scope = "global"
         found = tirx.decl_buffer((size,), dtype, name=self._name(name), scope=scope)
         self.emit(tirx.AllocBuffer(found))
         return found
+
+    def register(self, value: Expr, name: str = "register") -> Buffer:
+        """A variable that holds a number or vector, at first `value`: see `get` and `put`.
+
+        Its one element is the whole vector: of several elements, LLVM would get each lane apart.
+        """
+        dtype = str(value.ty.dtype)
+        found = tirx.decl_buffer((1,), dtype, name=self._name(name))
+        self.emit(tirx.AllocBuffer(found))
+        self.put(found, value)
+        return found
+
+    def get(self, register: Buffer) -> Expr:
+        """What a register holds."""
+        return tirx.BufferLoad(register, [_ZERO])
+
+    def put(self, register: Buffer, value: Expr) -> None:
+        """What a register is to hold from here on."""
+        self.emit(tirx.BufferStore(register, value, [_ZERO]))
 
     def load(self, buffer: Buffer, index: Expr | int, lanes: int = 1, step: int = 1) -> Expr:
         """Elements at `index`, `index + step` and so on; with a step of 0, one of them in all lanes."""

@@ -1,0 +1,155 @@
+"""Pointwise operations as one loop nest over the result, with every view in between resolved to offsets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import tvm
+from torch import fx
+from tvm import tirx
+from tvm.sym import Analyzer, detect_linear_equation
+
+from ...ir.program import val
+from .emit import Buffer, Emitter, Expr, Kernel, kernel
+from .isa import Isa
+from .operators import unflattened
+from .reading import Element, Lanes, Layout, Leaf, Reader, Tree, leaves, substituted
+
+_TASK = 1 << 14  # elements of a task: some ten microseconds of work
+
+
+class Nest:
+    """Loops over an index space, merged where all memory that is touched allows for it.
+
+    Attributes
+    ----------
+    sizes : of the loops, the innermost last.
+    """
+
+    def __init__(self, shape: Sequence[int], strides: Sequence[int]) -> None:
+        """Loops over `shape`, ordered by the strides of what is written."""
+        self.analyzer = Analyzer()
+        self.dims = [dim for dim, size in enumerate(shape) if size != 1]
+        self.dims.sort(key=lambda dim: -strides[dim])
+        self.vars = {dim: tirx.Var(f"d{dim}", "int32") for dim in self.dims}
+        for dim, var in self.vars.items():
+            self.analyzer.bind(var, tvm.ir.Range(0, shape[dim]))
+        zero = tirx.const(0, "int32")
+        self.index = tuple(self.vars.get(dim, zero) for dim in range(len(shape)))
+        self.written: Expr = zero
+        for dim in self.dims:
+            self.written = self.written + self.vars[dim] * strides[dim]
+        self.sizes = [shape[dim] for dim in self.dims]
+        self.steps: dict[Any, list[int]] | None = None
+        self.bases: dict[Any, int] = {}
+
+    def merge(self, element: Element) -> None:
+        """Merge neighbouring loops through which each offset, read or written, goes as through one."""
+        offsets: dict[Any, Expr] = {None: self.written, **{id(leaf): leaf.offset for leaf in leaves(element)}}
+        steps: dict[Any, list[int]] = {}
+        for key, offset in offsets.items():
+            linear = detect_linear_equation(offset, [self.vars[dim] for dim in self.dims]) if self.dims else [offset]
+            if not linear or not all(isinstance(self.analyzer.simplify(entry), tirx.IntImm) for entry in linear):
+                return
+            *coefficients, self.bases[key] = (int(self.analyzer.simplify(entry)) for entry in linear)
+            steps[key] = coefficients
+        outer = 0
+        while outer + 1 < len(self.sizes):
+            inner = outer + 1
+            if all(entry[outer] == entry[inner] * self.sizes[inner] for entry in steps.values()):
+                self.sizes[outer : inner + 1] = [self.sizes[outer] * self.sizes[inner]]
+                for entry in steps.values():
+                    del entry[outer]
+            else:
+                outer += 1
+        self.steps = steps
+
+    def at(self, key: Any, offset: Expr, places: Sequence[Expr]) -> Expr:
+        """An offset where the loops are at these places."""
+        if self.steps is None:
+            return substituted(offset, {self.vars[dim]: place for dim, place in zip(self.dims, places, strict=True)})
+        total: Expr = tirx.const(self.bases[key], "int32")
+        for place, step in zip(places, self.steps[key], strict=True):
+            total = total + place * step
+        return total
+
+
+def pointwise(
+    name: str,
+    isa: Isa,
+    node: fx.Node,
+    layout: Layout,
+    strides: Sequence[int],
+    *,
+    source: fx.Node | None = None,
+    offset: int = 0,
+) -> tuple[Kernel, list[fx.Node]]:
+    """A kernel that writes a node to memory with these strides, and the nodes whose memory it reads.
+
+    Its pointers: those of the nodes, in order, and last the one that it writes to.
+
+    Parameters
+    ----------
+    source : what is written instead of `node`, whose elements it has, in row-major order.
+    offset : from where the memory begins, in elements.
+    """
+    source = node if source is None else source
+    nest = Nest(val(source).shape, strides)
+    tree = Tree(layout, nest.analyzer)
+    element = tree.of(source, nest.index)
+    nest.merge(element)
+    reads = list(dict.fromkeys(leaf.node for leaf in leaves(element)))
+    total = math.prod(nest.sizes)
+    inner = nest.sizes[-1] if nest.sizes else 1
+    chunk = min(inner, _TASK)
+    chunks = -(-inner // chunk)
+    rows = total // inner if total else 0
+    together = max(1, _TASK // chunk) if chunks == 1 else 1
+    tasks = -(-rows // together) * chunks if total else 0
+
+    def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
+        reader = Reader(emitter, dict(zip(reads, buffers, strict=False)))
+        start = emitter.analyzer.simplify(tirx.floormod(task, chunks) * chunk)
+        first = tirx.floordiv(task, chunks) * together
+        count: Any = chunk if inner % chunk == 0 else tirx.min(chunk, inner - start)
+        group: Any = together if rows % together == 0 else tirx.min(together, rows - first)
+        with emitter.loop(group, "row") as row:
+            number = emitter.let(first + row)
+            emitter.analyzer.bind(number, tvm.ir.Range(0, max(rows, 1)))
+            outer = unflattened(number, nest.sizes[:-1])
+
+            def write(place: Expr, lanes: int) -> None:
+                lane = Lanes(tirx.Var("lane", "int32"), lanes) if lanes > 1 else None
+                if lane is not None:
+                    emitter.analyzer.bind(lane.var, tvm.ir.Range(0, lanes))
+                spot = [*outer, place + lane.var if lane is not None else place] if nest.sizes else []
+
+                def moved(leaf: Leaf) -> Expr:
+                    return emitter.analyzer.simplify(nest.at(id(leaf), leaf.offset, spot))
+
+                value = reader.value(element, lane, moved)
+                into = emitter.analyzer.simplify(nest.at(None, nest.written, spot) + offset)
+                store(emitter, buffers[-1], into, emitter.spread(value, lanes), lane)
+
+            lanes = isa.lanes
+            whole: Any = count // lanes if isinstance(count, int) else tirx.floordiv(count, lanes)
+            if not (isinstance(whole, int) and whole == 0):
+                with emitter.loop(whole, "vector") as vector:
+                    write(start + vector * lanes, lanes)
+            rest: Any = count % lanes if isinstance(count, int) else tirx.floormod(count, lanes)
+            if not (isinstance(rest, int) and rest == 0):
+                with emitter.loop(rest, "rest") as place:
+                    write(start + whole * lanes + place, 1)
+
+    return kernel(name, isa, ["float32"] * (len(reads) + 1), tasks, body), reads
+
+
+def store(emitter: Emitter, buffer: Buffer, offset: Expr, value: Expr, lanes: Lanes | None) -> None:
+    """A value to where an offset that depends linearly on the lanes points."""
+    if lanes is None:
+        emitter.store(buffer, offset, value)
+        return
+    step, start = detect_linear_equation(offset, [lanes.var])
+    emitter.store(buffer, emitter.analyzer.simplify(start), value, int(emitter.analyzer.simplify(step)))

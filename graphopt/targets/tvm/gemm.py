@@ -1,0 +1,159 @@
+"""Linear layers: ``y = x · wᵀ``, with whatever is applied to y element by element, in one kernel.
+
+The weight lies in panels, ``[N / columns, K, columns]``: what one step of the inner loop reads lies together. A tile of
+sums stays in registers over all of K; its tiles go through what follows the layer (bias, activation, gate, residual)
+while they are in the nearest cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from tvm import tirx
+
+from .emit import Buffer, Emitter, Expr, Kernel, kernel
+from .isa import Isa
+from .reading import Lanes
+from .tile import tile
+
+_HEAP = 512  # numbers that TVM no longer puts on the stack, where LLVM would take all of them for one wide value
+_TASK = 1 << 22  # multiplications of a task: some hundred microseconds of work
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The form of a matrix multiplication's tiles.
+
+    Attributes
+    ----------
+    rows, vectors : of the block of sums in registers.
+    lanes : in a vector.
+    """
+
+    rows: int
+    vectors: int
+    lanes: int
+
+    @property
+    def columns(self) -> int:
+        return self.vectors * self.lanes
+
+
+def tiles(isa: Isa, rows: int, columns: int) -> Tiles:
+    """Tiles for a product of so many rows and columns.
+
+    As many vectors as the CPU's tile has, or as there are columns for; as many rows as then fit into the registers.
+    """
+    most = isa.tile[1] // isa.lanes
+    needed = -(-columns // isa.lanes)
+    # Of two forms the one that computes fewer columns that nobody reads.
+    vectors = min(range(1, min(most, needed) + 1), key=lambda n: (-(-needed // n) * n, -n))
+    if vectors * 2 < min(most, needed):
+        vectors = min(most, needed)
+    fitting = (isa.registers - vectors - 1) // vectors
+    return Tiles(min(rows, fitting), vectors, isa.lanes)
+
+
+def packed(weight: torch.Tensor, columns: int) -> torch.Tensor:
+    """A weight, [N, K], in panels, [N / columns rounded up, K, columns], with zeros where there is none."""
+    count = -(-weight.shape[0] // columns)
+    whole = torch.zeros(count * columns, weight.shape[1], dtype=weight.dtype)
+    whole[: weight.shape[0]] = weight
+    return whole.view(count, columns, weight.shape[1]).transpose(1, 2).contiguous()
+
+
+@dataclass(frozen=True)
+class Product:
+    """Sizes of a matrix multiplication: rows of x, columns of the weight's transpose, terms of a sum."""
+
+    rows: int
+    columns: int
+    terms: int
+
+
+def linear(
+    name: str,
+    isa: Isa,
+    product: Product,
+    arguments: Sequence[str],
+    row: Callable[[Emitter, Sequence[Buffer], Expr], tuple[Buffer, Expr]],
+    finish: Callable[[Emitter, Sequence[Buffer], Expr, Expr, Expr, Lanes | None], None],
+) -> Kernel:
+    """A kernel over panels.
+
+    Parameters
+    ----------
+    arguments : dtypes of the pointers; the last shows to the panels.
+    row : where a row of x lies: its buffer, and the offset of its first number; the others follow it.
+    finish : takes sums: the row, the first column, the sums and the lanes; writes what becomes of them.
+    """
+    form = tiles(isa, product.rows, product.columns)
+    panels = -(-product.columns // form.columns)
+    work = product.terms * form.columns
+    height = max(1, min(-(-product.rows // form.rows), _TASK // (work * form.rows) or 1))  # tiles of a task, in rows
+    width = max(1, min(panels, _TASK // (work * form.rows * height) or 1))  # and in panels
+    down, across = -(-product.rows // (height * form.rows)), -(-panels // width)
+
+    def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
+        top = emitter.let(tirx.floormod(task, down) * (height * form.rows), "top")
+        left = emitter.let(tirx.floordiv(task, down) * width, "left")
+        count = width if panels % width == 0 else tirx.min(width, panels - left)
+        block = emitter.scratch(max(form.rows * form.columns, _HEAP), name="block")
+        with emitter.loop(count, "panel") as panel, emitter.loop(height, "tile") as number:
+            first = emitter.let(top + number * form.rows, "first")
+            column = emitter.let((left + panel) * form.columns, "column")
+            rest = product.rows % form.rows
+            if product.rows >= form.rows:
+                with emitter.when(first + form.rows <= product.rows):
+                    _tile(emitter, buffers, block, form, product, form.rows, first, column, row, finish)
+            if rest:
+                with emitter.when(tirx.And(first + form.rows > product.rows, first < product.rows)):
+                    _tile(emitter, buffers, block, form, product, rest, first, column, row, finish)
+
+    return kernel(name, isa, arguments, down * across, body)
+
+
+def _tile(
+    emitter: Emitter,
+    buffers: Sequence[Buffer],
+    block: Buffer,
+    form: Tiles,
+    product: Product,
+    rows: int,
+    first: Expr,
+    column: Expr,
+    row: Callable[[Emitter, Sequence[Buffer], Expr], tuple[Buffer, Expr]],
+    finish: Callable[[Emitter, Sequence[Buffer], Expr, Expr, Expr, Lanes | None], None],
+) -> None:
+    """One tile: its sums in registers, then what follows, row by row."""
+    lanes, columns, panels = form.lanes, form.columns, buffers[-1]
+    sources = [row(emitter, buffers, first + number) for number in range(rows)]
+    offsets = [emitter.let(offset, "x") for _, offset in sources]
+    base = emitter.let(column * product.terms, "panel")
+    sums = tile(
+        emitter,
+        rows,
+        form.vectors,
+        product.terms,
+        lambda number, term: emitter.load(sources[number][0], offsets[number] + term),
+        lambda term, vector: emitter.load(panels, base + term * columns + vector * lanes, lanes),
+    )
+    # Out of the registers into memory that can be indexed by a loop: what follows is code of its own size.
+    for number in range(rows):
+        for vector in range(form.vectors):
+            emitter.store(block, number * columns + vector * lanes, sums[number][vector])
+    whole, rest = divmod(product.columns, lanes)
+    with emitter.loop(rows, "row") as number:
+        with emitter.loop(form.vectors, "vector") as vector:
+            at = emitter.let(column + vector * lanes, "at")
+            lane = Lanes(tirx.Var("lane", "int32"), lanes)
+            with emitter.when(at + lanes <= product.columns):
+                value = emitter.let(emitter.load(block, number * columns + vector * lanes, lanes))
+                finish(emitter, buffers, first + number, at, value, lane)
+            if rest:
+                with emitter.when(tirx.And(at + lanes > product.columns, at < product.columns)):
+                    with emitter.loop(rest, "rest") as extra:
+                        value = emitter.let(emitter.load(block, number * columns + vector * lanes + extra))
+                        finish(emitter, buffers, first + number, at + extra, value, None)

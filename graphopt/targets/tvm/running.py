@@ -1,0 +1,214 @@
+"""Kernels of a stage as a callable: memory planned once, and a call that fills in pointers and enters machine code.
+
+What only kernels read lies in an arena, in which values that do not live at the same time share memory. Calls that run at
+the same time have an arena each.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.fx.node import map_arg
+
+from ...ir.program import val
+from .build import Call, Library
+from .gemm import packed
+from .isa import Isa
+from .plan import Group
+from .stage import Builder, Panels, Place, Scratch
+
+_ALIGN = 64  # bytes
+
+
+@dataclass
+class Kernels:
+    """Launches in a row: one entry into machine code.
+
+    Attributes
+    ----------
+    sequence : of the library.
+    slots : places of the table, by what they show to.
+    fresh : results that torch or the caller gets, and that are therefore allocated at every call.
+    last : values that nothing after this reads.
+    """
+
+    sequence: int
+    calls: list[Call] = field(default_factory=list)
+    slots: dict[Place, list[int]] = field(default_factory=dict)
+    fresh: list[fx.Node] = field(default_factory=list)
+    last: list[fx.Node] = field(default_factory=list)
+
+
+@dataclass
+class Torch:
+    """An operation that torch performs."""
+
+    node: fx.Node
+    last: list[fx.Node] = field(default_factory=list)
+
+
+class Frame:
+    """What one call at a time uses: an arena, and the table of pointers, of which `address` is the address."""
+
+    def __init__(self, width: int, size: int, offsets: Mapping[int, int]) -> None:
+        self.arena = torch.empty(size + _ALIGN, dtype=torch.uint8)
+        self.table = np.zeros(max(width, 1), dtype=np.int64)
+        start = -(-self.arena.data_ptr() // _ALIGN) * _ALIGN
+        for slot, offset in offsets.items():
+            self.table[slot] = start + offset
+        self.address = self.table.ctypes.data
+
+
+class Code:
+    """A stage's kernels and what stays with torch, as one function of the stage's inputs.
+
+    Attributes
+    ----------
+    steps : in order.
+    size : bytes of an arena.
+    """
+
+    def __init__(self, isa: Isa, graph: fx.Graph, examples: Sequence[Any], root: torch.nn.Module) -> None:
+        self.graph, self.root = graph, root
+        self.builder = builder = Builder(isa, graph, examples)
+        self.inputs = graph.find_nodes(op="placeholder")
+        steps = builder.plan.steps
+        tensors = set(graph.output_node().all_input_nodes)
+        tensors |= {source for step in steps if isinstance(step, fx.Node) for source in step.all_input_nodes}
+        self.steps: list[Kernels | Torch] = []
+        self.width = 0
+        for step in steps:
+            if isinstance(step, fx.Node):
+                self.steps.append(Torch(step))
+            else:
+                self._add(step, step.result in tensors)
+        self.size, self._offsets = self._arena()
+        self._plan_drops()
+        self.library = Library(isa, [step.calls for step in self.steps if isinstance(step, Kernels)])
+        self._frames: list[Frame] = []
+        self._packed: dict[Panels, tuple[Any, int, int, torch.Tensor]] = {}
+
+    # -- planning ----------------------------------------------------------------------------------------------------
+
+    def _add(self, group: Group, leaves: bool) -> None:
+        if not self.steps or isinstance(self.steps[-1], Torch):
+            self.steps.append(Kernels(sum(isinstance(step, Kernels) for step in self.steps)))
+        kernels = self.steps[-1]
+        assert isinstance(kernels, Kernels)
+        for launch in self.builder.group(group):
+            kernels.calls.append(Call(launch.kernel, self.width))
+            for place in launch.pointers:
+                kernels.slots.setdefault(place, []).append(self.width)
+                self.width += 1
+        if leaves:
+            kernels.fresh.append(group.result)
+
+    def _arena(self) -> tuple[int, dict[int, int]]:
+        """The bytes of an arena, and by place of the table the offset there: the largest first, each as low as fits."""
+        given = {step.node for step in self.steps if isinstance(step, Torch)} | set(self.inputs)
+        given |= {node for step in self.steps if isinstance(step, Kernels) for node in step.fresh}
+        given |= set(self.graph.find_nodes(op="get_attr"))
+        slots: dict[Place, list[int]] = {}
+        for step in self.steps:
+            for place, found in step.slots.items() if isinstance(step, Kernels) else ():
+                if isinstance(place, Scratch) or (isinstance(place, fx.Node) and place not in given):
+                    slots.setdefault(place, []).extend(found)
+        starts = sorted(call.offset for step in self.steps if isinstance(step, Kernels) for call in step.calls)
+        launch = np.searchsorted(np.array(starts), np.arange(self.width), side="right") if starts else np.zeros(0)
+        laid: list[tuple[int, int, int, int]] = []  # first and last launch, first byte and the one after the last
+        offsets: dict[int, int] = {}
+        for place in sorted(slots, key=lambda place: -_bytes(place)):
+            first, last = int(launch[min(slots[place])]), int(launch[max(slots[place])])
+            size, offset = -(-_bytes(place) // _ALIGN) * _ALIGN, 0
+            for _, _, begin, end in sorted((o for o in laid if o[0] <= last and first <= o[1]), key=lambda o: o[2]):
+                if offset + size <= begin:
+                    break
+                offset = max(offset, end)
+            laid.append((first, last, offset, offset + size))
+            offsets.update(dict.fromkeys(slots[place], offset))
+        return max((end for *_, end in laid), default=0), offsets
+
+    def _plan_drops(self) -> None:
+        """Note with each step the values that it is the last to read, so that they can go."""
+        seen = set(self.graph.output_node().all_input_nodes)
+        for step in reversed(self.steps):
+            reads = step.slots if isinstance(step, Kernels) else [*step.node.all_input_nodes, step.node]
+            step.last = [node for node in reads if isinstance(node, fx.Node) and node not in seen]
+            seen.update(step.last)
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def __call__(self, *values: Any) -> tuple[Any, ...]:
+        try:
+            frame = self._frames.pop()
+        except IndexError:
+            frame = Frame(self.width, self.size, self._offsets)
+        try:
+            return self._run(frame, values)
+        finally:
+            self._frames.append(frame)
+
+    def _run(self, frame: Frame, values: Sequence[Any]) -> tuple[Any, ...]:
+        known: dict[fx.Node, Any] = dict(zip(self.inputs, values, strict=True))
+        for node in self.graph.find_nodes(op="get_attr"):
+            known[node] = getattr(self.root, str(node.target))
+        for step in self.steps:
+            if isinstance(step, Torch):
+                args, kwargs = map_arg((step.node.args, step.node.kwargs), known.__getitem__)
+                known[step.node] = step.node.target(*args, **kwargs)  # type: ignore[operator]
+            else:
+                keep = self._fill(frame, step, known)
+                self.library.run(step.sequence, frame.address)
+                del keep
+            for node in step.last:
+                known.pop(node, None)
+        return tuple(map_arg(self.graph.output_node().args[0], known.__getitem__))
+
+    def _fill(self, frame: Frame, step: Kernels, known: dict[fx.Node, Any]) -> list[torch.Tensor]:
+        """Point the table at tensors; those that only the table knows are given back, to be held while it is used."""
+        strides, held = self.builder.strides, []
+        for node in step.fresh:
+            known[node] = torch.empty_strided(val(node).shape, strides[node])
+        for place, slots in step.slots.items():
+            if isinstance(place, fx.Node):
+                if place not in known:
+                    continue
+                tensor = known[place]
+                if tensor.stride() != strides[place]:
+                    tensor = torch.empty_strided(tensor.shape, strides[place]).copy_(tensor)
+                    held.append(tensor)
+            elif isinstance(place, Panels):
+                tensor = self._panels(place, known[place.weight])
+                held.append(tensor)
+            else:
+                continue
+            pointer = tensor.data_ptr()
+            for slot in slots:
+                frame.table[slot] = pointer
+        return held
+
+    def _panels(self, panels: Panels, weight: torch.Tensor) -> torch.Tensor:
+        """The packed weight; packed again when it is another tensor, or was written to."""
+        state = weight.data_ptr(), weight._version
+        found = self._packed.get(panels)
+        if found is not None and found[0]() is weight and found[1:3] == state:
+            return found[3]
+        with torch.no_grad():
+            made = packed(weight, panels.columns)
+        self._packed[panels] = weakref.ref(weight), *state, made
+        return made
+
+
+def _bytes(place: Place) -> int:
+    if isinstance(place, Scratch):
+        return 4 * place.floats
+    assert isinstance(place, fx.Node)
+    value = val(place)
+    span = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return int(4 * span)

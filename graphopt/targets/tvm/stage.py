@@ -1,0 +1,329 @@
+"""From groups of a stage's nodes to kernels, and to what their pointers show to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import tvm
+from torch import fx
+from torch.fx.node import map_arg
+from tvm import tirx
+from tvm.sym import Analyzer
+
+from ...ir.program import bind, val
+from . import attention, elementwise, gemm, norm
+from .emit import Buffer, Emitter, Expr, Kernel, lanes_of as lanes_in
+from .isa import Isa
+from .operators import Index, broadcast, unflattened
+from .plan import Group, plan
+from .reading import Lanes, Layout, Leaf, Reader, Tree, lanes_of, leaves, strides_of
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A weight packed for kernels of so many columns."""
+
+    weight: fx.Node
+    columns: int
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Memory in between two kernels, by number."""
+
+    number: int
+    floats: int
+
+
+Place: TypeAlias = fx.Node | Panels | Scratch
+
+
+@dataclass
+class Launch:
+    """A kernel, and what its pointers show to."""
+
+    kernel: Kernel
+    pointers: list[Place]
+
+
+class Builder:
+    """Groups to kernels."""
+
+    def __init__(self, isa: Isa, graph: fx.Graph, examples: Sequence[Any]) -> None:
+        self.isa, self.plan = isa, plan(graph)
+        self.strides: dict[fx.Node, tuple[int, ...]] = {}
+        for node in self.plan.memory:
+            if isinstance(val(node), torch.Tensor):
+                self.strides[node] = strides_of(val(node))
+        for node, example in zip(graph.find_nodes(op="placeholder"), examples, strict=True):
+            if isinstance(example, torch.Tensor):
+                self.strides[node] = strides_of(example)
+        self.layout = Layout(self.strides)
+        self.made = 0
+        self.taken = 0
+        self.known: dict[Hashable, tuple[list[Launch], dict[int, fx.Node]]] = {}
+        self.copies: dict[fx.Node, Scratch] = {}
+        self.launches: list[Launch] = []
+
+    def name(self, kind: str) -> str:
+        self.made += 1
+        return f"graphopt_{kind}_{self.made}"
+
+    def launch(self, kernel: Kernel, pointers: Sequence[Place]) -> None:
+        self.launches.append(Launch(kernel, list(pointers)))
+
+    def group(self, group: Group) -> list[Launch]:
+        """The launches that compute a group. Groups that differ only in which memory they touch share kernels."""
+        signature, numbers = self._signature(group)
+        if signature not in self.known:
+            self.launches = []
+            _RULES[group.kind](self, group)
+            self.known[signature] = self.launches, {number: node for node, number in numbers.items()}
+        launches, nodes = self.known[signature]
+        here = dict(zip((nodes[number] for number in numbers.values()), numbers, strict=True))
+        copies: dict[Scratch, Scratch] = {}
+
+        def moved(place: Place) -> Place:
+            if isinstance(place, Panels):
+                return Panels(here[place.weight], place.columns)
+            if isinstance(place, Scratch):
+                if place not in copies:
+                    copies[place] = self.take(place.floats)
+                return copies[place]
+            return here[place]
+
+        return [Launch(launch.kernel, [moved(place) for place in launch.pointers]) for launch in launches]
+
+    def take(self, floats: int) -> Scratch:
+        """Memory for so many numbers, while a group is computed."""
+        self.taken += 1
+        return Scratch(self.taken, floats)
+
+    def _signature(self, group: Group) -> tuple[Hashable, dict[fx.Node, int]]:
+        """What a group computes, but for which memory it touches, and its nodes in the order in which they are met."""
+        numbers: dict[fx.Node, int] = {}
+        met: list[Hashable] = [group.kind, len(group.chain)]
+
+        def visit(node: fx.Node) -> str:
+            if node not in numbers:
+                arguments: Any = None
+                if node is group.result or node not in self.strides:
+                    arguments = repr(map_arg((node.args, node.kwargs), visit)), str(node.target)
+                numbers[node] = len(numbers)
+                value = val(node)
+                shape = tuple(value.shape) if isinstance(value, torch.Tensor) else None
+                met.append((shape, self.strides.get(node), arguments))
+            return f"%{numbers[node]}"
+
+        visit(group.result)
+        return tuple(met), numbers
+
+    # -- kinds -------------------------------------------------------------------------------------------------------
+
+    def pointwise(self, group: Group) -> None:
+        node = group.result
+        without = Layout({other: strides for other, strides in self.strides.items() if other is not node})
+        kernel, reads = elementwise.pointwise(self.name("pointwise"), self.isa, node, without, self.strides[node])
+        self.launch(kernel, [*reads, node])
+
+    def cat(self, group: Group) -> None:
+        node = group.result
+        bound, strides = bind(node), self.strides[node]
+        dim, offset = bound["dim"] % val(node).ndim, 0
+        for part in bound["tensors"]:
+            if val(part).numel():
+                kernel, reads = elementwise.pointwise(
+                    self.name("cat"), self.isa, node, self.layout, strides, source=part, offset=offset
+                )
+                self.launch(kernel, [*reads, node])
+            offset += val(part).shape[dim] * strides[dim]
+
+    def linear(self, group: Group) -> None:
+        bound = bind(group.anchor)
+        source, weight, bias = bound["input"], bound["weight"], bound["bias"]
+        *leading, terms = val(source).shape
+        columns = val(weight).shape[0]
+        rows = val(source).numel() // terms
+        form = gemm.tiles(self.isa, rows, columns)
+        source, layout = self._in_rows(source, leading)
+        after = After(self, group, layout, [bias] if bias is not None else [], [source])
+
+        def row(emitter: Emitter, buffers: Sequence[Buffer], number: Expr) -> tuple[Buffer, Expr]:
+            tree = Tree(layout, emitter.analyzer)
+            leaf = tree.of(source, (*unflattened(number, leading), tirx.const(0, "int32")))
+            assert isinstance(leaf, Leaf)
+            return after.buffer(buffers, leaf.node), leaf.offset
+
+        def finish(
+            emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, value: Expr, lanes: Lanes | None
+        ) -> None:
+            if bias is not None:
+                value = emitter.let(value + after.along(emitter, buffers, bias, column, lanes))
+            after.write(emitter, buffers, number, column, value, lanes)
+
+        product = gemm.Product(rows, columns, terms)
+        pointers: list[Place] = [*after.pointers, Panels(weight, form.columns)]
+        kernel = gemm.linear(self.name("linear"), self.isa, product, ["float32"] * len(pointers), row, finish)
+        self.launch(kernel, [self.copies.get(place, place) if place is source else place for place in pointers])
+        self.copies.pop(source, None)
+
+    def _in_rows(self, source: fx.Node, leading: Sequence[int]) -> tuple[fx.Node, Layout]:
+        """The source, and a layout in which each of its rows lies together; copied there if need be."""
+        column = tirx.Var("column", "int32")
+        index = [tirx.Var("row", "int32") if size != 1 else tirx.const(0, "int32") for size in leading]
+        leaf = Tree(self.layout, Analyzer()).of(source, (*index, column))
+        if isinstance(leaf, Leaf) and lanes_of(Analyzer(), leaf.offset, Lanes(column, 1))[1] == 1:
+            return source, self.layout
+        plain = strides_of(torch.empty(val(source).shape, device="meta"))
+        kernel, reads = elementwise.pointwise(self.name("copy"), self.isa, source, self.layout, plain)
+        copy = self.take(val(source).numel())
+        self.launch(kernel, [*reads, copy])
+        self.copies[source] = copy
+        return source, Layout({**self.strides, source: plain})
+
+    def normalised(self, group: Group) -> None:
+        bound, node = bind(group.anchor), group.anchor
+        source = bound["self" if group.kind == "softmax" else "input"]
+        *leading, size = val(source).shape
+        rows = val(source).numel() // size
+        affine = [bound[name] for name in ("weight", "bias") if bound.get(name) is not None]
+        after = After(self, group, self.layout, affine, [source])
+
+        def read(
+            emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, lanes: Lanes | None
+        ) -> Expr:
+            at = column if lanes is None else column + lanes.var
+            element = Tree(self.layout, emitter.analyzer).of(source, (*unflattened(number, leading), at))
+            return after.reader(emitter, buffers).value(element, lanes)
+
+        def finish(
+            emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, value: Expr, lanes: Lanes | None
+        ) -> None:
+            if bound.get("weight") is not None:
+                value = value * after.along(emitter, buffers, bound["weight"], column, lanes)
+            if bound.get("bias") is not None:
+                value = value + after.along(emitter, buffers, bound["bias"], column, lanes)
+            after.write(emitter, buffers, number, column, emitter.let(value), lanes)
+
+        name, count = self.name(group.kind), ["float32"] * len(after.pointers)
+        if group.kind == "softmax":
+            kernel = norm.softmax(name, self.isa, rows, size, count, read, finish)
+        else:
+            eps = bound["eps"] if bound["eps"] is not None else float(torch.finfo(torch.float32).eps)
+            rule = norm.layer_norm if group.kind == "layer_norm" else norm.rms_norm
+            kernel = rule(name, self.isa, rows, size, eps, count, read, finish)
+        self.launch(kernel, after.pointers)
+
+
+    def attention(self, group: Group) -> None:
+        bound, node = bind(group.anchor), group.result
+        query, key, value, mask = (bound[name] for name in ("query", "key", "value", "attn_mask"))
+        batch, heads, queries, depth = val(query).shape
+        keys, values = val(key).shape[2], val(value).shape[3]
+        shape = attention.Shape(batch, heads, heads, queries, keys, depth, values)
+        after = After(self, group, self.layout, [], [query, key, value, *([mask] if mask is not None else [])])
+
+        def element(source: fx.Node) -> attention.Load:
+            def load(emitter: Emitter, buffers: Sequence[Buffer], index: Index, lanes: int) -> Expr:
+                lane = Lanes(tirx.Var("lane", "int32"), lanes) if lanes > 1 else None
+                if lane is not None:
+                    emitter.analyzer.bind(lane.var, tvm.ir.Range(0, lanes))
+                    index = (*index[:3], index[3] + lane.var)
+                found = Tree(self.layout, emitter.analyzer).of(source, broadcast(index, val(source).shape))
+                return emitter.spread(after.reader(emitter, buffers).value(found, lane), lanes)
+
+            return load
+
+        def store(emitter: Emitter, buffers: Sequence[Buffer], index: Index, given: Expr) -> None:
+            lanes = lanes_in(given)
+            lane = Lanes(tirx.Var("lane", "int32"), lanes) if lanes > 1 else None
+            at = index if lane is None else (*index[:3], index[3] + lane.var)
+            into = emitter.analyzer.simplify(self.layout.offset(node, at))
+            elementwise.store(emitter, buffers[len(after.pointers) - 1], into, given, lane)
+
+        masked = None if mask is None else attention.Mask(element(mask), val(mask).shape[2] != 1)
+        scale = bound["scale"] if bound["scale"] is not None else depth**-0.5
+        kernels, floats = attention.kernels(
+            self.name("attention"),
+            self.isa,
+            shape,
+            scale=scale,
+            causal=False,
+            mask=masked,
+            arguments=["float32"] * len(after.pointers),
+            query=element(query),
+            key=element(key),
+            value=element(value),
+            store=store,
+        )
+        workspace = self.take(floats)
+        for kernel in kernels:
+            self.launch(kernel, [*after.pointers, workspace])
+
+
+_RULES: dict[str, Callable[[Builder, Group], None]] = {
+    "attention": Builder.attention,
+    "pointwise": Builder.pointwise,
+    "cat": Builder.cat,
+    "linear": Builder.linear,
+    "layer_norm": Builder.normalised,
+    "rms_norm": Builder.normalised,
+    "softmax": Builder.normalised,
+}
+
+
+class After:
+    """What a kernel does with an element of its anchor: the chain of its group, and the write.
+
+    Attributes
+    ----------
+    pointers : nodes whose memory the kernel touches: what it reads before and after the anchor, and its result last.
+    """
+
+    def __init__(
+        self, builder: Builder, group: Group, layout: Layout, along: Sequence[fx.Node], before: Sequence[fx.Node]
+    ) -> None:
+        self.builder, self.group = builder, group
+        self.strides = {node: strides for node, strides in builder.strides.items() if node is not group.result}
+        # The anchor stands for the value at hand.
+        self.strides[group.anchor] = (0,) * val(group.anchor).ndim
+        self.shape = val(group.result).shape
+        reads: list[fx.Node] = []
+        for source in before:
+            tree = Tree(layout, Analyzer())
+            index = [tirx.Var(f"b{dim}", "int32") for dim in range(val(source).ndim)]
+            reads += [leaf.node for leaf in leaves(tree.of(source, tuple(index)))]
+        index = [tirx.Var(f"d{dim}", "int32") for dim in range(len(self.shape))]
+        if group.chain:
+            tree = Tree(Layout(self.strides), Analyzer())
+            reads += [leaf.node for leaf in leaves(tree.of(group.result, tuple(index)))]
+        reads += along
+        self.pointers: list[Place] = [*dict.fromkeys(node for node in reads if node is not group.anchor), group.result]
+
+    def buffer(self, buffers: Sequence[Buffer], node: fx.Node) -> Buffer:
+        return buffers[self.pointers.index(node)]
+
+    def reader(self, emitter: Emitter, buffers: Sequence[Buffer], given: Mapping[fx.Node, Expr] | None = None) -> Reader:
+        known = {node: buffers[place] for place, node in enumerate(self.pointers[:-1]) if isinstance(node, fx.Node)}
+        return Reader(emitter, known, given)
+
+    def along(
+        self, emitter: Emitter, buffers: Sequence[Buffer], vector: fx.Node, column: Expr, lanes: Lanes | None
+    ) -> Expr:
+        """Elements of a vector that goes along the columns."""
+        (stride,) = self.builder.strides[vector]
+        return emitter.load(self.buffer(buffers, vector), column * stride, lanes.count if lanes else 1, stride)
+
+    def write(
+        self, emitter: Emitter, buffers: Sequence[Buffer], row: Expr, column: Expr, value: Expr, lanes: Lanes | None
+    ) -> None:
+        at = column if lanes is None else column + lanes.var
+        index = (*unflattened(row, self.shape[:-1]), at)
+        if self.group.chain:
+            element = Tree(Layout(self.strides), emitter.analyzer).of(self.group.result, index)
+            value = self.reader(emitter, buffers, {self.group.anchor: value}).value(element, lanes)
+        into = self.builder.layout.offset(self.group.result, index)
+        elementwise.store(emitter, buffers[len(self.pointers) - 1], emitter.analyzer.simplify(into), value, lanes)

@@ -1,0 +1,63 @@
+"""A block of sums of products held in registers: the innermost part of matrix multiplication; and transposing in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tvm import tirx
+
+from .emit import Emitter, Expr
+
+
+def tile(
+    emitter: Emitter,
+    rows: int,
+    vectors: int,
+    depth: Expr | int,
+    a: Callable[[int, Expr], Expr],
+    b: Callable[[Expr, int], Expr],
+) -> list[list[Expr]]:
+    """sums[row][vector] = Σₖ a(row, k) · b(k, vector)
+
+    The sums stay in registers if there are enough of them: see `Isa.tile`.
+
+    Parameters
+    ----------
+    rows, vectors : the tile's size; a vector has the CPU's lanes.
+    depth : how many k there are.
+    a : one number per row, in all lanes or as a number.
+    b : a vector, read once per k.
+    """
+    lanes = emitter.isa.lanes
+    sums = [[emitter.register(emitter.spread(0.0, lanes), "sum") for _ in range(vectors)] for _ in range(rows)]
+    with emitter.loop(depth, "k") as k:
+        others = [emitter.let(b(k, vector), "b") for vector in range(vectors)]
+        for number, row in enumerate(sums):
+            factor = emitter.let(emitter.spread(a(number, k), lanes), "a")
+            for register, vector in zip(row, others, strict=True):
+                emitter.put(register, emitter.get(register) + factor * vector)
+    return [[emitter.let(emitter.get(register), "sum") for register in row] for row in sums]
+
+
+def transposed(emitter: Emitter, rows: Sequence[Expr]) -> list[Expr]:
+    """columns[i][j] = rows[j][i], of as many vectors as they have lanes, a power of two.
+
+    Blocks of half the size change places in each step (Eklundh, "A fast computer method for matrix transposing", 1972).
+    """
+    size = len(rows)
+    found = list(rows)
+    width = size // 2
+    while width:
+        for i in range(size):
+            if not i & width:
+                upper, lower = found[i], found[i + width]
+                first = [size + j - width if j & width else j for j in range(size)]
+                second = [size + j if j & width else j + width for j in range(size)]
+                found[i] = emitter.let(_shuffled(upper, lower, first), "t")
+                found[i + width] = emitter.let(_shuffled(upper, lower, second), "t")
+        width //= 2
+    return found
+
+
+def _shuffled(first: Expr, second: Expr, lanes: Sequence[int]) -> Expr:
+    return tirx.Shuffle([first, second], [tirx.const(lane, "int32") for lane in lanes])
