@@ -8,7 +8,7 @@ maximum and sum of "Online normalizer calculation for softmax" (Milakov and Gime
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import TypeAlias
@@ -54,7 +54,7 @@ class Mask:
     Attributes
     ----------
     load : of (batch, head, query, key); for lanes > 1 of consecutive keys.
-    per_query : whether it differs between queries. If not, it is read at query 0, once per key instead of once per score.
+    per_query : whether it differs between queries. If not, it is read at query 0, once per key and not once per score.
     """
 
     load: Load
@@ -132,11 +132,11 @@ def kernels(
     """The kernels to call in this order, and how many float32 numbers their workspace has.
 
     Both take pointers of the types `arguments` and, last, the workspace's. Loads and `store` get the buffers of
-    `arguments`. Loads return `lanes` float32 numbers of consecutive channels, one if `lanes` is 1. `query` and `key` are
-    read for more than one lane only at channels that are multiples of the CPU's lanes, and so are values and outputs.
+    `arguments`. A load returns float32 numbers of so many consecutive channels: of one, or of the CPU's lanes from a
+    multiple of them on; `store` gets the same. Channels of a mask are keys. The heads of `key` and `value` are theirs.
 
-    A query that sees no key, all its scores being −∞, gives 0, as torch's `scaled_dot_product_attention` does.
-    `causal` lets query i see the keys 0 to i.
+    `causal` lets query i see the keys 0 to i. A query that sees no key, all its scores being −∞, gives 0, as torch's
+    `scaled_dot_product_attention` does; softmax alone would give NaN.
     """
     plan = _plan(isa, shape)
     types = [*arguments, "float32"]
@@ -201,7 +201,6 @@ class _Attention:
     scores : scratch of (key, width), of a panel and a block of keys: also its exponentials.
     outputs : scratch of (panel, values, width): sums of exponentials times values.
     maxima, totals : scratch of (panel, width): of scores, and of exponentials, so far.
-    latest : scratch of (width): the maxima with the present block.
     """
 
     def __init__(
@@ -216,7 +215,6 @@ class _Attention:
         self.outputs = emitter.scratch(together * shape.values * width, name="outputs")
         self.maxima = emitter.scratch(together * width, name="maxima")
         self.totals = emitter.scratch(together * width, name="totals")
-        self.latest = emitter.scratch(width, name="latest")
 
     def run(self, task: Expr, query: Load, store: Store) -> None:
         emitter, plan, shape = self.emitter, self.plan, self.shape
@@ -284,16 +282,15 @@ class _Attention:
     def _block(self, panel: Expr, first: Expr, start: Expr, count: Expr) -> None:
         emitter, plan, lanes, width = self.emitter, self.plan, self.lanes, self.plan.width
         before = [emitter.load(self.maxima, panel * width + i * lanes, lanes) for i in range(plan.vectors)]
-        for i, maximum in enumerate(before):
-            emitter.store(self.latest, i * lanes, maximum)
+        latest = [emitter.register(maximum, "latest") for maximum in before]
         if self.mask and self.mask.per_query:
             self._masks(self.mask, first, start, count)
         with emitter.loop(count // plan.rows, "t") as t:
-            self._scores(plan.rows, panel, first, start, t * plan.rows)
+            self._scores(plan.rows, panel, first, start, t * plan.rows, latest)
         if rest := self.shape.keys % plan.rows:
             with emitter.when(start + count == self.shape.keys):
-                self._scores(rest, panel, first, start, count - rest)
-        factors = self._exponentials(panel, count)
+                self._scores(rest, panel, first, start, count - rest, latest)
+        factors = self._exponentials(panel, count, [emitter.let(emitter.get(maximum)) for maximum in latest])
         with emitter.loop(self.shape.values // plan.rows, "t") as t:
             self._outputs(plan.rows, panel, start, count, t, factors)
         if rest := self.shape.values % plan.rows:
@@ -318,8 +315,8 @@ class _Attention:
             with emitter.loop(count % lanes, "left") as left:
                 copy(rows, count // lanes * lanes + left, 1, vector)
 
-    def _scores(self, rows: int, panel: Expr, first: Expr, start: Expr, offset: Expr) -> None:
-        """Scores of some keys, which begin at `start + offset`."""
+    def _scores(self, rows: int, panel: Expr, first: Expr, start: Expr, offset: Expr, latest: Sequence[Buffer]) -> None:
+        """Scores of some keys, which begin at `start + offset`, and the maxima with them."""
         emitter, plan, lanes, depth = self.emitter, self.plan, self.lanes, self.shape.depth
         key_at = emitter.let((self.kv * self.shape.keys + start + offset) * depth, "key_at")
         query_at = emitter.let(panel * depth * plan.width, "query_at")
@@ -331,7 +328,7 @@ class _Attention:
             lambda row, k: emitter.load(self.workspace, key_at + row * depth + k),
             lambda k, vector: emitter.load(self.queries, query_at + k * plan.width + vector * lanes, lanes),
         )
-        maxima = [emitter.load(self.latest, vector * lanes, lanes) for vector in range(plan.vectors)]
+        maxima = [emitter.get(maximum) for maximum in latest]
         for row in range(rows):
             key = emitter.let(start + offset + row, "key")
             added = None
@@ -351,22 +348,21 @@ class _Attention:
                 score = emitter.let(score, "score")
                 emitter.store(self.scores, place, score)
                 maxima[vector] = emitter.let(tirx.Max(maxima[vector], score), "maximum")
-        for vector, maximum in enumerate(maxima):
-            emitter.store(self.latest, vector * lanes, maximum)
+        for register, maximum in zip(latest, maxima, strict=True):
+            emitter.put(register, maximum)
 
-    def _exponentials(self, panel: Expr, count: Expr) -> list[Expr]:
+    def _exponentials(self, panel: Expr, count: Expr, latest: Sequence[Expr]) -> list[Expr]:
         """exp(score − maximum) in place of the scores, and the factors that bring earlier sums to the new maxima."""
         emitter, plan, lanes = self.emitter, self.plan, self.lanes
         at = emitter.let(panel * plan.width, "at")
-        sums, latest, factors = [], [], []
-        for place in range(0, plan.width, lanes):
-            latest.append(emitter.let(emitter.load(self.latest, place, lanes), "latest"))
-            start = emitter.spread(0.0, lanes)
+        sums, factors = [], []
+        for vector, maximum in enumerate(latest):
+            start, place = emitter.spread(0.0, lanes), at + vector * lanes
             if plan.key_blocks > 1:
-                difference = emitter.load(self.maxima, at + place, lanes) - latest[-1]
+                difference = emitter.load(self.maxima, place, lanes) - maximum
                 factors.append(emitter.let(emitter.call("exp", difference), "factor"))
-                start = emitter.load(self.totals, at + place, lanes) * factors[-1]
-                emitter.store(self.maxima, at + place, latest[-1])
+                start = emitter.load(self.totals, place, lanes) * factors[-1]
+                emitter.store(self.maxima, place, maximum)
             sums.append(emitter.register(start, "total"))
         with emitter.loop(count, "row") as row:
             for vector, total in enumerate(sums):
@@ -442,7 +438,7 @@ class _Attention:
         return transposed(self.emitter, rows)
 
 
-def _channels(emitter: Emitter, count: int, lanes: int):
+def _channels(emitter: Emitter, count: int, lanes: int) -> Iterator[tuple[Expr, int]]:
     """Channels, and how many from there on to treat at once: a loop over whole vectors, and what is left singly."""
     if whole := count // lanes:
         with emitter.loop(whole, "c") as c:

@@ -15,7 +15,7 @@ from ...ir.program import val
 from .emit import Buffer, Emitter, Expr, Kernel, kernel
 from .isa import Isa
 from .operators import unflattened
-from .reading import Element, Lanes, Layout, Leaf, Reader, Tree, leaves, substituted
+from .reading import Element, Lanes, Layout, Leaf, Reader, Tree, lanes_of, leaves, substituted
 
 _TASK = 1 << 14  # elements of a task: some ten microseconds of work
 
@@ -117,13 +117,13 @@ def pointwise(
         group: Any = together if rows % together == 0 else tirx.min(together, rows - first)
         with emitter.loop(group, "row") as row:
             number = emitter.let(first + row)
-            emitter.analyzer.bind(number, tvm.ir.Range(0, max(rows, 1)))
+            emitter.bound(number, max(rows, 1))
             outer = unflattened(number, nest.sizes[:-1])
 
             def write(place: Expr, lanes: int) -> None:
                 lane = Lanes(tirx.Var("lane", "int32"), lanes) if lanes > 1 else None
                 if lane is not None:
-                    emitter.analyzer.bind(lane.var, tvm.ir.Range(0, lanes))
+                    emitter.bound(lane.var, lanes)
                 spot = [*outer, place + lane.var if lane is not None else place] if nest.sizes else []
 
                 def moved(leaf: Leaf) -> Expr:
@@ -147,9 +147,15 @@ def pointwise(
 
 
 def store(emitter: Emitter, buffer: Buffer, offset: Expr, value: Expr, lanes: Lanes | None) -> None:
-    """A value to where an offset that depends linearly on the lanes points."""
+    """A value to where an offset points that depends on the lanes, however."""
     if lanes is None:
         emitter.store(buffer, offset, value)
         return
-    step, start = detect_linear_equation(offset, [lanes.var])
-    emitter.store(buffer, emitter.analyzer.simplify(start), value, int(emitter.analyzer.simplify(step)))
+    start, step = lanes_of(emitter.analyzer, offset, lanes)
+    if step is not None:
+        emitter.store(buffer, start, value, step)
+        return
+    value = emitter.let(value)
+    for lane in range(lanes.count):
+        into = emitter.analyzer.simplify(substituted(offset, {lanes.var: lane}))
+        emitter.store(buffer, into, tirx.Shuffle([value], [tirx.const(lane, "int32")]))

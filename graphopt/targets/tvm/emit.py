@@ -34,12 +34,14 @@ class Emitter:
     ----------
     isa : the CPU that the kernel is for.
     called : names of the functions of `vectormath` that the kernel calls, by number of lanes.
+    scratches : allocations, which belong before the loop over tasks: TVM frees memory at the end of the function.
     """
 
     def __init__(self, isa: Isa) -> None:
         self.isa = isa
         self.called: set[tuple[str, int]] = set()
         self.analyzer = sym.Analyzer()
+        self.scratches: list[Any] = []
         self._blocks: list[list[Any]] = [[]]
         self._numbers = itertools.count()
 
@@ -69,7 +71,7 @@ class Emitter:
             return
         index = tirx.Var(self._name(name), "int32")
         if isinstance(count, int):
-            self.analyzer.bind(index, tvm.ir.Range(0, count))
+            self.bound(index, count)
         with self.block() as inside:
             yield index
         self.emit(tirx.For(index, _ZERO, _integer(count), tirx.ForKind.SERIAL, sequence(inside)))
@@ -80,6 +82,10 @@ class Emitter:
         with self.block() as inside:
             yield
         self.emit(tirx.IfThenElse(condition, sequence(inside), None))
+
+    def bound(self, var: Expr, size: int) -> None:
+        """Let the analyzer know that a variable is at least 0 and less than `size`."""
+        self.analyzer.bind(var, tvm.ir.Range(0, size))
 
     def let(self, value: Expr, name: str = "v") -> Expr:
         """A name for a value, computed once, here."""
@@ -100,11 +106,10 @@ class Emitter:
         self.emit(tirx.DeclBuffer(found, data=var))
         return found
 
-    def scratch(self, size: int, dtype: str = "float32", name: str = "scratch", *, stack: bool = False) -> Buffer:
-        """Memory of this task alone: on the stack, from where numbers at fixed places go to registers, or on the heap."""
-        scope = "global"
-        found = tirx.decl_buffer((size,), dtype, name=self._name(name), scope=scope)
-        self.emit(tirx.AllocBuffer(found))
+    def scratch(self, size: int, dtype: str = "float32", name: str = "scratch") -> Buffer:
+        """Memory of this task alone, of less than a KiB on the stack; `register` is for what is to stay in registers."""
+        found = tirx.decl_buffer((size,), dtype, name=self._name(name))
+        self.scratches.append(tirx.AllocBuffer(found))
         return found
 
     def register(self, value: Expr, name: str = "register") -> Buffer:
@@ -205,17 +210,18 @@ def kernel(
     table = tirx.Var("table", "handle")
     emitter.emit(tirx.Bind(table, pointer_at(team, 0)))
     buffers = [emitter.buffer(pointer_at(table, place, dtype), dtype, f"a{place}") for place, dtype in enumerate(arguments)]
-    task = tirx.decl_buffer((1,), "int32", name="task", scope="local")
+    task = tirx.decl_buffer((1,), "int32", name="task")
     emitter.emit(tirx.AllocBuffer(task))
     take = tirx.BufferStore(task, tirx.call_extern("int32", "graphopt_next_task", team), [_ZERO])
     emitter.emit(take)
     with emitter.block() as inside:
         current = emitter.let(tirx.BufferLoad(task, [_ZERO]), "task")
-        emitter.analyzer.bind(current, tvm.ir.Range(0, tasks))
+        emitter.bound(current, tasks)
         body(emitter, buffers, current)
         emitter.emit(take)
+    for scratch in emitter.scratches:
+        emitter.emit(scratch)
     emitter.emit(tirx.While(tirx.BufferLoad(task, [_ZERO]) < tasks, sequence(inside)))
-    emitter.emit(tirx.Return(_ZERO))
     on_cpu = tirx.AttrStmt(_ZERO, "device_type", tirx.const(1, "int32"), emitter.body())
     function = tirx.PrimFunc([team], tirx.AttrStmt(_ZERO, "device_id", _ZERO, on_cpu), ret_type=PrimType("int32"))
     attributes = {"global_symbol": name, "tirx.is_host_func": True, "calling_conv": 2}

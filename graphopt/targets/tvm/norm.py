@@ -43,18 +43,16 @@ class Row:
     def reduce(self, how: str, start: float, value: Callable[[Expr, Lanes | None], Expr]) -> Expr:
         """The sum or the largest of values over the row, in as many running ones as a vector has lanes."""
         emitter, lanes = self.emitter, self.lanes
-        vector, number = emitter.scratch(lanes, stack=True), emitter.scratch(1, stack=True)
-        emitter.store(vector, 0, emitter.spread(start, lanes))
-        emitter.store(number, 0, emitter.number(start))
+        vector = emitter.register(emitter.spread(start, lanes))
+        number = emitter.register(emitter.number(start))
 
         def visit(place: Expr, at: Lanes | None) -> None:
             running = vector if at else number
-            known = emitter.load(running, 0, at.count if at else 1)
-            new = value(place, at)
-            emitter.store(running, 0, known + new if how == "sum" else emitter.call("maximum", known, new))
+            known, new = emitter.get(running), value(place, at)
+            emitter.put(running, known + new if how == "sum" else emitter.call("maximum", known, new))
 
         self.each(visit)
-        both = emitter.reduced(how, emitter.load(vector, 0, lanes)), emitter.load(number, 0)
+        both = emitter.reduced(how, emitter.get(vector)), emitter.get(number)
         return emitter.let(both[0] + both[1] if how == "sum" else emitter.call("maximum", *both))
 
 
@@ -137,7 +135,7 @@ def softmax(
 
         def exponential(place: Expr, lanes: Lanes | None) -> Expr:
             off = row.get(place, lanes) - emitter.spread(largest, lanes.count if lanes else 1)
-            value = emitter.let(emitter.call("exp", off))
+            value = emitter.let(emitter.call("exp_nonpositive", off))
             emitter.store(row.memory, place, value)
             return value
 

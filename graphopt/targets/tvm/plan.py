@@ -92,7 +92,8 @@ def plan(graph: fx.Graph) -> Plan:
 
 # -- kinds -----------------------------------------------------------------------------------------------------------
 
-_FUSING = ("linear", "layer_norm", "rms_norm", "softmax")
+_IN_ROWS = ("linear", "layer_norm", "rms_norm", "softmax")  # written row by row, whatever the leading dimensions
+_FUSING = (*_IN_ROWS, "conv2d", "group_norm")
 
 
 def kind_of(node: fx.Node) -> str | None:
@@ -131,6 +132,17 @@ def _rms_norm(node: fx.Node, bound: dict[str, Any]) -> bool:
     return _floats(bound["input"], bound["weight"]) and _last_alone(bound)
 
 
+def _conv2d(node: fx.Node, bound: dict[str, Any]) -> bool:
+    weight = bound["weight"]
+    if not _floats(bound["input"], weight, bound["bias"]) or weight.op not in ("placeholder", "get_attr"):
+        return False
+    return bool(bound["groups"] == 1 and val(bound["input"]).ndim == 4 and val(weight).numel())
+
+
+def _group_norm(node: fx.Node, bound: dict[str, Any]) -> bool:
+    return _floats(bound["input"], bound["weight"], bound["bias"]) and val(node).ndim > 1
+
+
 def _softmax(node: fx.Node, bound: dict[str, Any]) -> bool:
     return _floats(bound["self"]) and val(node).ndim > 0 and bound["dim"] % val(node).ndim == val(node).ndim - 1
 
@@ -153,6 +165,8 @@ def _attention(node: fx.Node, bound: dict[str, Any]) -> bool:
 _KINDS: dict[Any, tuple[str, Any]] = {
     aten.linear.default: ("linear", _linear),
     aten.layer_norm.default: ("layer_norm", _layer_norm),
+    aten.conv2d.default: ("conv2d", _conv2d),
+    aten.group_norm.default: ("group_norm", _group_norm),
     aten.rms_norm.default: ("rms_norm", _rms_norm),
     aten.softmax.int: ("softmax", _softmax),
     aten._softmax.default: ("softmax", _softmax),
@@ -176,7 +190,7 @@ def _chain(anchor: fx.Node, kinds: dict[fx.Node, str], claimed: dict[fx.Node, fx
             yield from waiting
             waiting.clear()
             yield user
-        elif view_source(user) is node and _keeps_rows(user, node):
+        elif kinds[anchor] in _IN_ROWS and view_source(user) is node and _keeps_rows(user, node):
             waiting.append(user)
         else:
             return
@@ -204,9 +218,14 @@ def _goes_along(node: fx.Node, kinds: dict[fx.Node, str], claimed: dict[fx.Node,
     if len(readers) != 1:
         return False
     (reader,) = readers
-    if kinds.get(reader) not in ("pointwise", "layer_norm", "rms_norm", "softmax", "cat"):
+    if kinds.get(reader) not in ("pointwise", "layer_norm", "rms_norm", "group_norm", "softmax", "cat", "conv2d"):
         return False
-    return bool(val(reader).numel() >= val(node).numel() >= val(reader).numel() * (kinds[reader] != "cat"))
+    sizes = val(node).numel(), val(reader).numel()
+    return sizes[0] == sizes[1] or kinds[reader] == "cat" or (sizes[0] < sizes[1] and node.target in _CHEAP)
+
+
+# Operations that take less time than the memory that would keep their results for elements read several times.
+_CHEAP = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default})
 
 
 def _readers(node: fx.Node, kinds: dict[fx.Node, str]) -> Iterator[fx.Node]:

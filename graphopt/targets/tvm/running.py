@@ -18,7 +18,6 @@ from torch.fx.node import map_arg
 
 from ...ir.program import val
 from .build import Call, Library
-from .gemm import packed
 from .isa import Isa
 from .plan import Group
 from .stage import Builder, Panels, Place, Scratch
@@ -138,7 +137,10 @@ class Code:
         """Note with each step the values that it is the last to read, so that they can go."""
         seen = set(self.graph.output_node().all_input_nodes)
         for step in reversed(self.steps):
-            reads = step.slots if isinstance(step, Kernels) else [*step.node.all_input_nodes, step.node]
+            if isinstance(step, Torch):
+                reads = {*step.node.all_input_nodes, step.node}
+            else:
+                reads = {place.weight if isinstance(place, Panels) else place for place in step.slots}
             step.last = [node for node in reads if isinstance(node, fx.Node) and node not in seen]
             seen.update(step.last)
 
@@ -200,7 +202,7 @@ class Code:
         if found is not None and found[0]() is weight and found[1:3] == state:
             return found[3]
         with torch.no_grad():
-            made = packed(weight, panels.columns)
+            made = panels.pack(weight)
         self._packed[panels] = weakref.ref(weight), *state, made
         return made
 

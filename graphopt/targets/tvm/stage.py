@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,7 +16,7 @@ from tvm import tirx
 from tvm.sym import Analyzer
 
 from ...ir.program import bind, val
-from . import attention, elementwise, gemm, norm
+from . import attention, conv, elementwise, gemm, norm
 from .emit import Buffer, Emitter, Expr, Kernel, lanes_of as lanes_in
 from .isa import Isa
 from .operators import Index, broadcast, unflattened
@@ -24,10 +26,15 @@ from .reading import Lanes, Layout, Leaf, Reader, Tree, lanes_of, leaves, stride
 
 @dataclass(frozen=True)
 class Panels:
-    """A weight packed for kernels of so many columns."""
+    """A weight packed in panels of so many columns, for a linear layer, or of so many outputs, for a convolution."""
 
     weight: fx.Node
-    columns: int
+    size: int
+    convolution: bool = False
+
+    def pack(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight's numbers in the order in which the kernel reads them."""
+        return (conv if self.convolution else gemm).packed(weight, self.size)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class Builder:
 
         def moved(place: Place) -> Place:
             if isinstance(place, Panels):
-                return Panels(here[place.weight], place.columns)
+                return dataclasses.replace(place, weight=here[place.weight])
             if isinstance(place, Scratch):
                 if place not in copies:
                     copies[place] = self.take(place.floats)
@@ -161,8 +168,8 @@ class Builder:
             emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, value: Expr, lanes: Lanes | None
         ) -> None:
             if bias is not None:
-                value = emitter.let(value + after.along(emitter, buffers, bias, column, lanes))
-            after.write(emitter, buffers, number, column, value, lanes)
+                value = emitter.let(value + after.value(emitter, buffers, bias, (_at(column, lanes),), lanes))
+            after.write(emitter, buffers, after.index(number, column, lanes), value, lanes)
 
         product = gemm.Product(rows, columns, terms)
         pointers: list[Place] = [*after.pointers, Panels(weight, form.columns)]
@@ -195,18 +202,16 @@ class Builder:
         def read(
             emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, lanes: Lanes | None
         ) -> Expr:
-            at = column if lanes is None else column + lanes.var
-            element = Tree(self.layout, emitter.analyzer).of(source, (*unflattened(number, leading), at))
-            return after.reader(emitter, buffers).value(element, lanes)
+            return after.value(emitter, buffers, source, (*unflattened(number, leading), _at(column, lanes)), lanes)
 
         def finish(
             emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, value: Expr, lanes: Lanes | None
         ) -> None:
             if bound.get("weight") is not None:
-                value = value * after.along(emitter, buffers, bound["weight"], column, lanes)
+                value = value * after.value(emitter, buffers, bound["weight"], (_at(column, lanes),), lanes)
             if bound.get("bias") is not None:
-                value = value + after.along(emitter, buffers, bound["bias"], column, lanes)
-            after.write(emitter, buffers, number, column, emitter.let(value), lanes)
+                value = value + after.value(emitter, buffers, bound["bias"], (_at(column, lanes),), lanes)
+            after.write(emitter, buffers, after.index(number, column, lanes), emitter.let(value), lanes)
 
         name, count = self.name(group.kind), ["float32"] * len(after.pointers)
         if group.kind == "softmax":
@@ -217,6 +222,82 @@ class Builder:
             kernel = rule(name, self.isa, rows, size, eps, count, read, finish)
         self.launch(kernel, after.pointers)
 
+
+    def conv2d(self, group: Group) -> None:
+        bound = bind(group.anchor)
+        source, weight, bias = bound["input"], bound["weight"], bound["bias"]
+        batch, channels, height, width = val(source).shape
+        stride, padding, dilation = (_pair(bound[name]) for name in ("stride", "padding", "dilation"))
+        outputs, _, *kernel = val(weight).shape
+        g = conv.Geometry(batch, channels, height, width, outputs, (kernel[0], kernel[1]), stride, padding, dilation)
+        isa = conv.suited(self.isa, g.columns)
+        if g.plain:
+            # Pixels are all alike: one row of them.
+            g = dataclasses.replace(g, height=1, width=height * width)
+            isa = conv.suited(self.isa, g.columns)
+        layout = conv.Layout(g, isa.lanes)
+        before = After(self, group, self.layout, [], [source])
+        reads: list[Place] = [place for place in before.pointers[:-1]]
+        padded = self.take(layout.size)
+
+        def read(emitter: Emitter, buffers: Sequence[Buffer], index: Index, lanes: Lanes | None) -> Expr:
+            if g.height != height:
+                index = (*index[:2], *unflattened(index[3], (height, width)))
+            return before.value(emitter, buffers, source, index, lanes)
+
+        padding_kernel = conv.pad(self.name("pad"), layout, isa, ["float32"] * (len(reads) + 1), read)
+        self.launch(padding_kernel, [*reads, padded])
+
+        after = After(self, group, self.layout, [bias] if bias is not None else [], [])
+
+        def finish(
+            emitter: Emitter, buffers: Sequence[Buffer], index: Index, value: Expr, lanes: Lanes | None
+        ) -> None:
+            at = (*index[:3], _at(index[3], lanes))
+            if g.height != height:
+                at = (*index[:2], *unflattened(at[3], (height, width)))
+            if bias is not None:
+                value = value + after.value(emitter, buffers, bias, index[1:2], lanes)
+            after.write(emitter, buffers, at, emitter.let(value), lanes)
+
+        rows = conv.outputs_of(isa)
+        taps = tuple(layout.tap(row, column) for row in range(kernel[0]) for column in range(kernel[1]))
+        where = conv.Source(channels * layout.channel, layout.channel, layout.columns, taps)
+        pointers: list[Place] = [*after.pointers, padded, Panels(weight, rows, True)]
+        made = conv.convolution(
+            self.name("conv2d"), isa, g, where, ["float32"] * len(pointers), len(pointers) - 2, finish
+        )
+        self.launch(made, pointers)
+
+    def group_norm(self, group: Group) -> None:
+        bound = bind(group.anchor)
+        source, groups, affine = bound["input"], bound["num_groups"], (bound["weight"], bound["bias"])
+        batch, channels, *spatial = val(source).shape
+        positions, together = math.prod(spatial), channels // groups
+        after = After(self, group, self.layout, [value for value in affine if value is not None], [source])
+
+        def index(number: Expr, place: Expr, lanes: Lanes | None) -> Index:
+            place = _at(place, lanes)
+            channel = tirx.floormod(number, groups) * together + tirx.floordiv(place, positions)
+            return tirx.floordiv(number, groups), channel, *unflattened(tirx.floormod(place, positions), spatial)
+
+        def read(emitter: Emitter, buffers: Sequence[Buffer], number: Expr, place: Expr, lanes: Lanes | None) -> Expr:
+            return after.value(emitter, buffers, source, index(number, place, lanes), lanes)
+
+        def finish(
+            emitter: Emitter, buffers: Sequence[Buffer], number: Expr, place: Expr, value: Expr, lanes: Lanes | None
+        ) -> None:
+            at = index(number, place, lanes)
+            if affine[0] is not None:
+                value = value * after.value(emitter, buffers, affine[0], at[1:2], lanes)
+            if affine[1] is not None:
+                value = value + after.value(emitter, buffers, affine[1], at[1:2], lanes)
+            after.write(emitter, buffers, at, emitter.let(value), lanes)
+
+        size, pointers = together * positions, after.pointers
+        name, types = self.name("group_norm"), ["float32"] * len(pointers)
+        kernel = norm.layer_norm(name, self.isa, batch * groups, size, bound["eps"], types, read, finish)
+        self.launch(kernel, pointers)
 
     def attention(self, group: Group) -> None:
         bound, node = bind(group.anchor), group.result
@@ -230,10 +311,9 @@ class Builder:
             def load(emitter: Emitter, buffers: Sequence[Buffer], index: Index, lanes: int) -> Expr:
                 lane = Lanes(tirx.Var("lane", "int32"), lanes) if lanes > 1 else None
                 if lane is not None:
-                    emitter.analyzer.bind(lane.var, tvm.ir.Range(0, lanes))
+                    emitter.bound(lane.var, lanes)
                     index = (*index[:3], index[3] + lane.var)
-                found = Tree(self.layout, emitter.analyzer).of(source, broadcast(index, val(source).shape))
-                return emitter.spread(after.reader(emitter, buffers).value(found, lane), lanes)
+                return after.value(emitter, buffers, source, broadcast(index, val(source).shape), lane)
 
             return load
 
@@ -268,7 +348,9 @@ _RULES: dict[str, Callable[[Builder, Group], None]] = {
     "attention": Builder.attention,
     "pointwise": Builder.pointwise,
     "cat": Builder.cat,
+    "conv2d": Builder.conv2d,
     "linear": Builder.linear,
+    "group_norm": Builder.group_norm,
     "layer_norm": Builder.normalised,
     "rms_norm": Builder.normalised,
     "softmax": Builder.normalised,
@@ -286,7 +368,7 @@ class After:
     def __init__(
         self, builder: Builder, group: Group, layout: Layout, along: Sequence[fx.Node], before: Sequence[fx.Node]
     ) -> None:
-        self.builder, self.group = builder, group
+        self.builder, self.group, self.layout = builder, group, layout
         self.strides = {node: strides for node, strides in builder.strides.items() if node is not group.result}
         # The anchor stands for the value at hand.
         self.strides[group.anchor] = (0,) * val(group.anchor).ndim
@@ -303,6 +385,10 @@ class After:
         reads += along
         self.pointers: list[Place] = [*dict.fromkeys(node for node in reads if node is not group.anchor), group.result]
 
+    def index(self, row: Expr, column: Expr, lanes: Lanes | None) -> Index:
+        """Of the result's elements in a row, where the last dimension makes columns and the others rows."""
+        return (*unflattened(row, self.shape[:-1]), _at(column, lanes))
+
     def buffer(self, buffers: Sequence[Buffer], node: fx.Node) -> Buffer:
         return buffers[self.pointers.index(node)]
 
@@ -310,20 +396,29 @@ class After:
         known = {node: buffers[place] for place, node in enumerate(self.pointers[:-1]) if isinstance(node, fx.Node)}
         return Reader(emitter, known, given)
 
-    def along(
-        self, emitter: Emitter, buffers: Sequence[Buffer], vector: fx.Node, column: Expr, lanes: Lanes | None
+    def value(
+        self, emitter: Emitter, buffers: Sequence[Buffer], node: fx.Node, index: Index, lanes: Lanes | None
     ) -> Expr:
-        """Elements of a vector that goes along the columns."""
-        (stride,) = self.builder.strides[vector]
-        return emitter.load(self.buffer(buffers, vector), column * stride, lanes.count if lanes else 1, stride)
+        """Elements of a node that the kernel reads beside its anchor's."""
+        element = Tree(self.layout, emitter.analyzer).of(node, index)
+        return emitter.spread(self.reader(emitter, buffers).value(element, lanes), lanes.count if lanes else 1)
 
     def write(
-        self, emitter: Emitter, buffers: Sequence[Buffer], row: Expr, column: Expr, value: Expr, lanes: Lanes | None
+        self, emitter: Emitter, buffers: Sequence[Buffer], index: Index, value: Expr, lanes: Lanes | None
     ) -> None:
-        at = column if lanes is None else column + lanes.var
-        index = (*unflattened(row, self.shape[:-1]), at)
+        """What becomes of elements of the anchor to where elements of the result lie."""
         if self.group.chain:
             element = Tree(Layout(self.strides), emitter.analyzer).of(self.group.result, index)
             value = self.reader(emitter, buffers, {self.group.anchor: value}).value(element, lanes)
         into = self.builder.layout.offset(self.group.result, index)
         elementwise.store(emitter, buffers[len(self.pointers) - 1], emitter.analyzer.simplify(into), value, lanes)
+
+
+def _pair(value: Sequence[int]) -> tuple[int, int]:
+    """An option of a convolution for both dimensions: one number holds for both."""
+    return value[0], value[-1]
+
+
+def _at(column: Expr, lanes: Lanes | None) -> Expr:
+    """The columns of the lanes."""
+    return column if lanes is None else column + lanes.var

@@ -1,4 +1,4 @@
-"""A block of sums of products held in registers: the innermost part of matrix multiplication; and transposing in them."""
+"""What happens within registers: a block of sums of products, the inner part of matrix products; transposing."""
 
 from __future__ import annotations
 
