@@ -1,8 +1,8 @@
 """``linear(x * s, w, b)  →  linear(x, w * s, b)``, ``linear(x, w, b) * s  →  linear(x, s * w, s * b)``, and alike.
 
-where: s is a number, or a vector along the layer's inputs (outputs) that depends on weights alone; the layer is a linear
-    layer or a convolution; nothing else reads the value in between. Also ``x / s``; the weight of ``rms_norm``; weight
-    and bias of ``layer_norm`` (`layer_norms`); ``x ± t`` of a rounded x, which adds ``w @ t`` where the layer does not pad.
+where: s is a number, or a vector along the layer's inputs (outputs) that depends on weights alone; the layer is linear
+    or a convolution; nothing else reads the value in between. Also ``x / s``; the weight of ``rms_norm``; weight and
+    bias of ``layer_norm`` (`layer_norms`); ``x ± t`` of a rounded x, adding ``w @ t`` where the layer does not pad.
 because: an operation on x at every call becomes one on a weight when weights change.
 
 >>> from graphopt.testing import sketch
@@ -31,7 +31,7 @@ from ..ir.cost import nbytes
 from ..ir.layers import LAYERS, along, double, fixed, is_along, layer_weights, place, reads_once, rounded, set_layer
 from ..ir.layout import has_symbols, refresh
 from ..ir.price import kept_weights
-from ..ir.program import Program, bind, dtype, shape, val
+from ..ir.program import Program, bind, dtype, val
 from ..ir.rewrite import Accuracy, Match, Pass, Refusal
 from ..ir.stages import WEIGHTS, Stage, placement, stages
 

@@ -35,7 +35,6 @@ from torch import fx
 
 from ..ir.attention import Written, holds, operands, written_out
 from ..ir.cost import nbytes
-from ..ir.effects import has_effect
 from ..ir.layout import has_symbols, refresh
 from ..ir.program import Program, bind, dtype, shape, val
 from ..ir.rewrite import Accuracy, Match, Pass, Refusal, erase_unread

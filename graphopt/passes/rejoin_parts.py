@@ -1,7 +1,7 @@
 """``cat(x[:k], x[k:])  →  x``: use x where its parts are put together again.
 
-where: the parts are all of x, in order, and x has the strides of the concatenation (by which kernels choose their order of
-    summation); a caller who writes into a result finds no input and no other result changed.
+where: the parts are all of x, in order, and x has the strides of the concatenation (by which kernels choose their order
+    of summation); a caller who writes into a result finds no input and no other result changed.
 because: a concatenation copies all that it reads. Flux, Chroma and HunyuanVideo take text and image apart behind every
     single-stream block, and put them together in front of the next.
 

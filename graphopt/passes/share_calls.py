@@ -1,8 +1,8 @@
 """``step: y = f(state, time)  →  common: y = f(state, time)``: compute once what calls with other conditions share.
 
-where: the sampler is known to call the model several times on one state and time (`Paired`), as do samplers with separate
-    conditional and unconditional forwards; no condition is read, and the operation has no effect. What is kept is that
-    of one state, and must fit into `max_bytes`. A view of an input saves no work.
+where: the sampler is known to call the model several times on one state and time (`Paired`), as do samplers with
+    separate conditional and unconditional forwards; no condition is read, and the operation has no effect. What is kept
+    is that of one state, and must fit into `max_bytes`. A view of an input saves no work.
 because: up to the first use of the condition, the guidance branches of a step compute the same.
 
 >>> from graphopt.ir.relations import Paired, specialise

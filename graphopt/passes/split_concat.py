@@ -1,7 +1,7 @@
 """``linear(cat(x, c), w, b)  →  linear(c, w_c, b) + linear(x, w_x)``, and the same for convolutions.
 
-where: the parts lie along what the layer sums over, in one group; some are known in an earlier stage than others; weight
-    and bias depend on weights alone, so that slicing happens once.
+where: the parts lie along what the layer sums over, in one group; some are known in an earlier stage than others;
+    weight and bias depend on weights alone, so that slicing happens once.
 because: inpainting and image-to-video models concatenate the latents with a mask or an image that stays the same for
     the whole request. Its product is hoisted; an addition remains. `graphopt.ir.price` says what either is worth.
 
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import fx

@@ -93,7 +93,9 @@ def test_norm(kind: str, golden: Golden) -> None:
 
 @pytest.mark.parametrize("case", ["before", "after", "shift"])
 def test_linear(case: str, golden: Golden) -> None:
-    before = linear({"before": BEFORE, "after": AFTER, "shift": SHIFT}[case], **({"s": "weight f32[6]"} if case == "after" else {}))
+    before = linear(
+        {"before": BEFORE, "after": AFTER, "shift": SHIFT}[case], **({"s": "weight f32[6]"} if case == "after" else {})
+    )
     assert check_pass(FoldScales(), before.program).fired == 1
     golden(before.rewritten(FoldScales()).body)
 
@@ -149,9 +151,7 @@ def test_vectors(size: str, body: str) -> None:
     bias=st.booleans(),
     kind=st.sampled_from(["f32", "f64", "bf16"]),
 )
-def test_any_linear(
-    rows: list[int], sizes: tuple[int, int], after: bool, divide: bool, bias: bool, kind: str
-) -> None:
+def test_any_linear(rows: list[int], sizes: tuple[int, int], after: bool, divide: bool, bias: bool, kind: str) -> None:
     into, out = sizes
     body = AFTER if after else BEFORE
     body = body if bias else body.replace("w, b", "w")
@@ -175,8 +175,10 @@ def test_any_convolution(
     batch: bool, after: bool, groups: int, padding: int, stride: int, kernel: int, kind: str
 ) -> None:
     layer = f"conv2d.default({{}}, w, b, [{stride}], [{padding}], [1], {groups})"
-    body = AFTER.replace("linear.default(x, w, b)", layer.format("x")) if after else BEFORE.replace(
-        "linear.default(scaled, w, b)", layer.format("scaled")
+    body = (
+        AFTER.replace("linear.default(x, w, b)", layer.format("x"))
+        if after
+        else BEFORE.replace("linear.default(scaled, w, b)", layer.format("scaled"))
     )
     into, out = 2 * groups, groups
     program = sketch(

@@ -140,7 +140,9 @@ def test_baddbmm(golden: Golden) -> None:
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_dtypes(kind: torch.dtype) -> None:
-    attention = Attention(16, 12, heads=2, dim_head=8, upcast_softmax=kind.itemsize < 8, processor=AttnProcessor()).to(kind)
+    attention = Attention(16, 12, heads=2, dim_head=8, upcast_softmax=kind.itemsize < 8, processor=AttnProcessor()).to(
+        kind
+    )
     states = torch.randn(2, 6, 16, dtype=kind), torch.randn(2, 5, 12, dtype=kind)
     for upcast in (False, kind.itemsize == 2):
         attention.upcast_attention = upcast
@@ -265,7 +267,9 @@ def test_masks_times_a_number() -> None:
 def test_small_ones_stay() -> None:
     checked = check_pass(FuseAttention(), written(*heads(2, 3)).program)
     assert checked.reasons == ["the scores take 720 bytes, fewer than min_bytes=2097152"]
-    assert check_pass(EVERY, written(*heads(2, 0)).program).reasons == ["the scores take 0 bytes, fewer than min_bytes=0"]
+    assert check_pass(EVERY, written(*heads(2, 0)).program).reasons == [
+        "the scores take 0 bytes, fewer than min_bytes=0"
+    ]
 
 
 def test_dtypes_differ() -> None:

@@ -104,7 +104,8 @@ def test_refusals(rest: str, reason: str) -> None:
 
 def test_one_function_per_layer() -> None:
     checked = check_pass(
-        FusePointwise(), layer("r = ops.aten.sigmoid.default(linear)\ns = ops.aten.tanh.default(r)\nreturn (s,)").program
+        FusePointwise(),
+        layer("r = ops.aten.sigmoid.default(linear)\ns = ops.aten.tanh.default(r)\nreturn (s,)").program,
     )
     assert checked.fired == 1 and checked.reasons == ["the layer applies sigmoid already"]
 

@@ -206,7 +206,6 @@ def test_results_keep_strides_that_no_memory_format_gives(result: str) -> None:
     assert check_pass(PackWeights(min_flops=0), program).fired == 1
 
 
-
 def test_refresh_of_nothing() -> None:
     program = linear().program
     text = dump(program)

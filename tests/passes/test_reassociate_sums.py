@@ -92,10 +92,11 @@ def test_a_packed_layer_still_takes_its_addition() -> None:
 )
 def test_any_sum(terms: list[tuple[str, list[bool]]], order: object) -> None:
     sizes = (2, 3, 4)
-    inputs = {
-        f"x{number}": f"{role} f32{[n if full else 1 for n, full in zip(sizes[-len(dims) :], dims, strict=True)] if dims else []}"
-        for number, (role, dims) in enumerate(terms)
-    }
+
+    def shape(dims: list[bool]) -> list[int]:
+        return [n if full else 1 for n, full in zip(sizes[len(sizes) - len(dims) :], dims, strict=True)]
+
+    inputs = {f"x{number}": f"{role} f32{shape(dims)}" for number, (role, dims) in enumerate(terms)}
     names = list(inputs)
     lines: list[str] = []
     while len(names) > 1:

@@ -105,7 +105,11 @@ def test_parts_of_any_value_in_any_order(sizes: list[int], data: st.DataObject, 
         ("add, 1, 0, 2)", "add, 1, 0, 3)", "the parts are not all of the value that they were cut from, in order"),
         (f"2, {END})", f"2, {END}, 2)", "the parts are not all of the value that they were cut from, in order"),
         ("image], 1)", "image], 0)", "the parts are not all of the value that they were cut from, in order"),
-        ("add.Tensor(x, x)", "permute.default(x, [0, 2, 1])", "the copy has strides (36, 6, 1), the original (36, 1, 6)"),
+        (
+            "add.Tensor(x, x)",
+            "permute.default(x, [0, 2, 1])",
+            "the copy has strides (36, 6, 1), the original (36, 1, 6)",
+        ),
         ("add.Tensor(x, x)", "alias.default(x)\ny = ops.aten.sin.default(add)", ""),
     ],
 )

@@ -134,8 +134,10 @@ def small_pixart() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     return model, {"hidden_states": torch.randn(2, 4, 16, 16)}
 
 
-UNET_PARTS = "conv_in", "down_blocks.0.resnets.0.conv2", *(
-    f"down_blocks.0.attentions.0.transformer_blocks.0.{layer}" for layer in ("attn1.to_out.0", "attn2.to_q")
+UNET_PARTS = (
+    "conv_in",
+    "down_blocks.0.resnets.0.conv2",
+    *(f"down_blocks.0.attentions.0.transformer_blocks.0.{layer}" for layer in ("attn1.to_out.0", "attn2.to_q")),
 )
 PIXART_PARTS = "pos_embed.proj", *(f"transformer_blocks.0.{layer}" for layer in ("attn1.to_out.0", "attn2.to_q"))
 
@@ -170,14 +172,17 @@ CARRIED = [
     "view.default(h, [2, 24, 8])", "view.default(h, [48, 8])", "view.default(h, [-1])", "flatten.using_ints(h, 0, 1)",
     "unflatten.int(h, 0, [2, 1])", "unflatten.int(h, 1, [2, 2])", "reshape.default(h, [2, 2, 2, 6, 8])",
     "transpose.int(h, 0, -1)", "permute.default(h, [3, 1, 0, -2])", "unsqueeze.default(h, 0)",
-    "unsqueeze.default(h, -1)", "squeeze.dim(h, 1)", "expand.default(h, [3, 2, 4, 6, 8])", "repeat.default(h, [1, 3, 1, 1])",
+    "unsqueeze.default(h, -1)", "squeeze.dim(h, 1)", "expand.default(h, [3, 2, 4, 6, 8])",
+    "repeat.default(h, [1, 3, 1, 1])",
     "slice.Tensor(h, 2, 1, 4)", "select.int(h, 1, 0)", "select.int(h, -1, 0)", "narrow.default(h, 1, 1, 2)",
-    "flip.default(h, [2])", "cumsum.default(h, 1)", "glu.default(h, -1)", "index_select.default(h, 1, ops.aten.arange.default(2))",
+    "flip.default(h, [2])", "cumsum.default(h, 1)", "glu.default(h, -1)",
+    "index_select.default(h, 1, ops.aten.arange.default(2))",
     "upsample_nearest2d.vec(h, None, [2.0, 2.0])", "upsample_bilinear2d.vec(h, [5, 5], False, None)",
     "pad.default(h, [1, 1, 0, 2])", "constant_pad_nd.default(h, [1, 1])", "avg_pool2d.default(h, [2, 2])",
     "pixel_shuffle.default(h, 2)", "neg.default(ops.aten.clone.default(h, memory_format=torch.channels_last))",
-    "_to_copy.default(h, dtype=torch.float64)", "zeros_like.default(h)", "where.ScalarSelf(ops.aten.gt.Scalar(h, 0), 1.0, h)",
-    "stack.default([h, h], 1)", "cat.default([h, h], -1)", "mul.Tensor(h, x)", "add.Tensor(h, b)", "clamp.default(h, 0)",
+    "_to_copy.default(h, dtype=torch.float64)", "zeros_like.default(h)", "stack.default([h, h], 1)",
+    "where.ScalarSelf(ops.aten.gt.Scalar(h, 0), 1.0, h)", "cat.default([h, h], -1)", "mul.Tensor(h, x)",
+    "add.Tensor(h, b)", "clamp.default(h, 0)",
     "matmul.default(h, w)", "matmul.default(w, ops.aten.transpose.int(h, -1, -2))",
     "matmul.default(h, ops.aten.transpose.int(h, -1, -2))", "mm.default(ops.aten.view.default(h, [48, 8]), w)",
     "addmm.default(b, ops.aten.view.default(h, [48, 8]), w)",
@@ -189,7 +194,8 @@ ENDS = [
     "flip.default(h, [0])", "roll.default(h, [1])", "slice.Tensor(h, 0, 1, 2)", "select.int(h, 0, 0)",
     "view.default(h, [3, 128])", "layer_norm.default(h, [2, 4, 6, 8])", "cat.default([h, c], 1)",
     "rand_like.default(h)", "dropout.default(h, 0.5, True)", "scaled_dot_product_attention.default(h, c, c)",
-    "matmul.default(h, ops.aten.transpose.int(c, -1, -2))", "bmm.default(ops.aten.select.int(h, 1, 0), ops.aten.reshape.default(c, [2, 8, 24]))",
+    "matmul.default(h, ops.aten.transpose.int(c, -1, -2))",
+    "bmm.default(ops.aten.select.int(h, 1, 0), ops.aten.reshape.default(c, [2, 8, 24]))",
     "sort.default(h)", "pad.default(h, [0, 0, 0, 0, 0, 0, 1, 1])",
 ]  # fmt: skip
 
@@ -198,11 +204,10 @@ def operator(text: str) -> Traced:
     """``cat([x, x])``, then an operation on it, nested ones first."""
     lines, number = ["h = ops.aten.cat.default([x, x])"], 0
     while (start := text.rfind("ops.aten.")) > 0:
-        depth, stop = 0, text.index("(", start)
-        for stop in range(stop, len(text)):
+        depth, stop = 1, text.index("(", start)
+        while depth:
+            stop += 1
             depth += {"(": 1, ")": -1}.get(text[stop], 0)
-            if depth == 0:
-                break
         number += 1
         lines.append(f"inner{number} = {text[start : stop + 1]}")
         text = text[:start] + f"inner{number}" + text[stop + 1 :]

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from graphopt.ir.program import shape
 from graphopt.ir.driver import run_pipeline
+from graphopt.ir.program import shape
 from graphopt.ir.stages import REQUEST, STEP, placement
 from graphopt.passes import SplitConcat
 from graphopt.pipelines import generated
@@ -87,7 +87,9 @@ def test_any_concatenation(widths: list[tuple[str, int]], kind: str, bias: bool,
     names = ", ".join(name for name in inputs if name.startswith("part"))
     if total == 0 or (kind == "f16" and spatial):
         return
-    program = sketch(f"cat = ops.aten.cat.default([{names}], {dim})\nresult = {layer}\nreturn (result,)", **inputs).program
+    program = sketch(
+        f"cat = ops.aten.cat.default([{names}], {dim})\nresult = {layer}\nreturn (result,)", **inputs
+    ).program
     stages = {role for role, width in widths if width}
     assert check_pass(EVERY, program, seeds=1).fired == (len(stages) > 1)
 
@@ -111,7 +113,9 @@ def test_inpainting(guided: bool) -> None:
     program = repeated(traced.program, "sample") if guided else traced.program
     program = joined(program, "sample", {"state": 4, "condition": 5})
     after = run_pipeline(generated, program, strict=True)
-    products = {shape(node)[1:2] + shape(node.args[0])[:2]: placement(node) for node in after.calls(aten.conv2d.default)}
+    products = {
+        shape(node)[1:2] + shape(node.args[0])[:2]: placement(node) for node in after.calls(aten.conv2d.default)
+    }
     batch = 1 if guided else 2
     assert products[320, batch, 5] == REQUEST and products[320, batch, 4] == STEP
 

@@ -9,8 +9,8 @@ import torch
 
 import graphopt
 from graphopt.errors import TargetError
-from graphopt.ir.program import Program
 from graphopt.ir.driver import run_pipeline
+from graphopt.ir.program import Program
 from graphopt.ir.stages import Part, split
 from graphopt.ir.verify import compare, evaluate, example_inputs
 from graphopt.pipelines import bitwise, generated
