@@ -3,7 +3,8 @@
 from .base import Kernel, Target
 from .eager import Eager
 from .inductor import Inductor
+from .tvm.target import Tvm
 
-TARGETS: dict[str, Target] = {target.name: target for target in (Eager(), Inductor())}
+TARGETS: dict[str, Target] = {target.name: target for target in (Eager(), Inductor(), Tvm())}
 
-__all__ = ["TARGETS", "Eager", "Inductor", "Kernel", "Target"]
+__all__ = ["TARGETS", "Eager", "Inductor", "Kernel", "Target", "Tvm"]

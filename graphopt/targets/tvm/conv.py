@@ -1,23 +1,25 @@
 """Convolutions in NCHW order: pixels in the lanes of vectors, output channels in the rows of a tile.
 
-The input is first laid out padded, with room for whole vectors at the end of each row, and, for a stride of s, with the s²
-subgrids apart: then what every tap of the filter reads for a vector of output pixels lies together. The weight is packed
-so that the output channels of a tile lie together for each input channel and tap.
+The input is first laid out padded, with room for whole vectors at the end of each row, and, for a stride of s, with the
+s² subgrids apart: then what every tap of the filter reads for a vector of output pixels lies together. The weight is
+packed so that the output channels of a tile lie together for each input channel and tap.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import ceil
+from typing import Any, TypeAlias
 
 import torch
 from tvm import tirx
 
 from .emit import Buffer, Emitter, Expr, Kernel, kernel
 from .isa import Isa
-from .reading import Lanes
+from .reading import Lanes, vector_of
 
 _TASK = 1 << 22  # multiplications of a task
 _INPUT = 1 << 16  # numbers of the input that the tiles of a task read: half of the second cache
@@ -111,7 +113,7 @@ def outputs_of(isa: Isa) -> int:
 
 def packed(weight: torch.Tensor, rows: int) -> torch.Tensor:
     """A weight, (outputs, channels, *kernel), as (outputs / rows rounded up, channels · taps, rows)."""
-    count = -(-weight.shape[0] // rows)
+    count = ceil(weight.shape[0] / rows)
     flat = weight.reshape(weight.shape[0], -1)
     whole = torch.zeros(count * rows, flat.shape[1], dtype=weight.dtype)
     whole[: weight.shape[0]] = flat
@@ -156,8 +158,7 @@ def pad(
 
             many = width // lanes if right == 1 else 0
             if many:
-                lane = Lanes(tirx.Var("lane", "int32"), lanes)
-                emitter.bound(lane.var, lanes)
+                lane = vector_of(emitter, lanes)
                 with emitter.loop(many, "vector") as vector:
                     value = read(emitter, buffers, (batch, channel, row, vector * lanes + lane.var), lane)
                     emitter.store(buffers[-1], place(vector * lanes), value)
@@ -176,131 +177,185 @@ class Source:
     channel: int
     row: int
     taps: tuple[int, ...]
-    offset: int = 0
+
+
+Finish: TypeAlias = Callable[[Emitter, Sequence[Buffer], tuple[Expr, Expr, Expr, Expr], Expr, Lanes | None], None]
 
 
 def convolution(
     name: str,
     isa: Isa,
-    g: Geometry,
+    geometry: Geometry,
     source: Source,
     arguments: Sequence[str],
-    inputs: int,
-    finish: Callable[[Emitter, Sequence[Buffer], tuple[Expr, Expr, Expr, Expr], Expr, Lanes | None], None],
+    finish: Finish,
 ) -> Kernel:
-    """A kernel over a weight that is packed.
+    """A kernel over an input that is laid out and a weight that is packed.
 
     Parameters
     ----------
-    arguments : dtypes of the pointers; the last shows to the weight.
-    inputs : the pointer that shows to the input.
+    arguments : dtypes of the pointers; the last two show to the input and to the weight.
     finish : takes sums: batch, output channel, row, first column, the sums and the lanes; writes what becomes of them.
     """
-    lanes = isa.lanes
-    across = -(-g.columns // lanes)  # vectors in a row
-    total = g.rows * across
-    vectors = min(isa.tile[1] // isa.lanes, total)
-    height = outputs_of(isa)
-    high, wide = -(-g.outputs // height), -(-total // vectors)
-    taps, terms = len(source.taps), g.channels * len(source.taps)
-    # A task: tiles next to each other, whose input stays in the cache, times tiles of output channels.
-    along = max(1, min(wide, _INPUT // max(1, g.channels * vectors * lanes)))
-    deep = max(1, min(high, _TASK // (terms * height * vectors * lanes * along) or 1))
-    right, down = -(-wide // along), -(-high // deep)
-    depth = max(1, min(g.channels, _TERMS // taps))  # channels of a running sum
-    blocks = -(-g.channels // depth)
+    cut = _Cut(isa, geometry, len(source.taps))
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
-        image, weight = buffers[inputs], buffers[-1]
-        part = emitter.let(tirx.floormod(task, down), "part")
-        rest = emitter.let(tirx.floordiv(task, down), "rest")
-        left = emitter.let(tirx.floormod(rest, right) * along, "left")
-        batch = emitter.let(tirx.floordiv(rest, right), "batch")
-        block = emitter.scratch(height * vectors * lanes, name="block")
-        tiles: Any = along if wide % along == 0 else tirx.min(along, wide - left)
-        tops: Any = deep if high % deep == 0 else tirx.min(deep, high - part * deep)
-        with emitter.loop(tops, "output") as top, emitter.loop(tiles, "tile") as tile:
-            number = emitter.let(part * deep + top, "number")
-            first = emitter.let((left + tile) * vectors, "first")
-            places = [
-                emitter.let(
-                    batch * source.batch
-                    + tirx.floordiv(at, across) * source.row
-                    + tirx.floormod(at, across) * lanes
-                    + source.offset,
-                    "place",
-                )
-                for vector in range(vectors)
-                for at in [tirx.min(first + vector, total - 1)]
-            ]
+        _Convolution(emitter, buffers, cut, source, finish).run(task)
 
-            def add(start: Expr, count: Expr | int, fresh: bool) -> None:
-                sums = [
-                    [emitter.register(emitter.spread(0.0, lanes), "sum") for _ in range(vectors)]
-                    for _ in range(height)
-                ]
-                with emitter.loop(count, "channel") as each:
-                    channel = emitter.let(start + each, "c")
-                    here = [emitter.let(place + channel * source.channel, "x") for place in places]
-                    base = emitter.let((number * g.channels + channel) * (taps * height), "w")
-                    for tap, offset in enumerate(source.taps):
-                        pixels = [emitter.let(emitter.load(image, at + offset, lanes), "p") for at in here]
-                        for row in range(height):
-                            factor = emitter.load(weight, base + tap * height + row, lanes, step=0)
-                            factor = emitter.let(factor, "f")
-                            for register, vector in zip(sums[row], pixels, strict=True):
-                                emitter.put(register, emitter.get(register) + factor * vector)
-                for row in range(height):
-                    for vector, register in enumerate(sums[row]):
-                        at = (row * vectors + vector) * lanes
-                        value = emitter.get(register)
-                        emitter.store(block, at, value if fresh else value + emitter.load(block, at, lanes))
-
-            add(tirx.const(0, "int32"), depth, True)
-            if blocks > 1:
-                whole = (g.channels - depth) // depth
-                with emitter.loop(whole, "block") as later:
-                    add((later + 1) * depth, depth, False)
-                if left_over := g.channels - depth * (whole + 1):
-                    add(tirx.const(depth * (whole + 1), "int32"), left_over, False)
-            _write(emitter, buffers, block, g, height, vectors, lanes, across, total, number, first, batch, finish)
-
-    return kernel(name, isa, arguments, g.batch * right * down, body)
+    return kernel(name, isa, arguments, geometry.batch * cut.right * cut.down, body)
 
 
-def _write(
-    emitter: Emitter,
-    buffers: Sequence[Buffer],
-    block: Buffer,
-    g: Geometry,
-    height: int,
-    vectors: int,
-    lanes: int,
-    across: int,
-    total: int,
-    number: Expr,
-    first: Expr,
-    batch: Expr,
-    finish: Callable[..., None],
-) -> None:
-    """What becomes of a tile of sums, vector by vector."""
-    with emitter.loop(height, "row") as row, emitter.loop(vectors, "vector") as vector:
-        output = emitter.let(number * height + row, "output")
-        at = emitter.let(first + vector, "at")
-        y, x = emitter.let(tirx.floordiv(at, across), "y"), emitter.let(tirx.floormod(at, across) * lanes, "x")
-        place = (row * vectors + vector) * lanes
-        inside = tirx.And(output < g.outputs, at < total)
-        lane = Lanes(tirx.Var("lane", "int32"), lanes)
-        emitter.bound(lane.var, lanes)
-        whole = inside if g.columns % lanes == 0 else tirx.And(inside, x + lanes <= g.columns)
-        with emitter.when(whole):
-            value = emitter.let(emitter.load(block, place, lanes))
-            finish(emitter, buffers, (batch, output, y, x), value, lane)
-        if g.columns % lanes:
-            with emitter.when(tirx.And(inside, x + lanes > g.columns)):
-                with emitter.loop(g.columns % lanes, "rest") as left:
-                    value = emitter.let(emitter.load(block, place + left))
-                    finish(emitter, buffers, (batch, output, y, x + left), value, None)
+@dataclass(frozen=True)
+class _Cut:
+    """How the work is cut: tiles of output channels times vectors of pixels, and tasks of tiles.
+
+    Attributes
+    ----------
+    taps : of the filter.
+    """
+
+    isa: Isa
+    geometry: Geometry
+    taps: int
+
+    @property
+    def height(self) -> int:
+        """Output channels of a tile."""
+        return outputs_of(self.isa)
+
+    @property
+    def across(self) -> int:
+        """Vectors in a row of pixels."""
+        return ceil(self.geometry.columns / self.isa.lanes)
+
+    @property
+    def total(self) -> int:
+        """Vectors of pixels."""
+        return self.geometry.rows * self.across
+
+    @property
+    def vectors(self) -> int:
+        """Of a tile."""
+        return min(self.isa.tile[1] // self.isa.lanes, self.total)
+
+    @property
+    def high(self) -> int:
+        """Tiles over the output channels."""
+        return ceil(self.geometry.outputs / self.height)
+
+    @property
+    def wide(self) -> int:
+        """Tiles over the pixels."""
+        return ceil(self.total / self.vectors)
+
+    @property
+    def along(self) -> int:
+        """Tiles next to each other in a task: those whose input stays in the cache."""
+        return max(1, min(self.wide, _INPUT // (self.geometry.channels * self.vectors * self.isa.lanes)))
+
+    @property
+    def deep(self) -> int:
+        """Tiles of output channels in a task."""
+        terms = self.geometry.channels * self.taps
+        tile = terms * self.height * self.vectors * self.isa.lanes
+        return max(1, min(self.high, _TASK // (tile * self.along)))
+
+    @property
+    def right(self) -> int:
+        """Tasks over the pixels."""
+        return ceil(self.wide / self.along)
+
+    @property
+    def down(self) -> int:
+        """Tasks over the output channels."""
+        return ceil(self.high / self.deep)
+
+
+class _Convolution:
+    """One task; see `_Cut` for the words."""
+
+    def __init__(self, emitter: Emitter, buffers: Sequence[Buffer], cut: _Cut, source: Source, finish: Finish) -> None:
+        self.emitter, self.buffers, self.cut, self.source, self.finish = emitter, buffers, cut, source, finish
+        self.lanes = cut.isa.lanes
+        self.block = emitter.scratch(cut.height * cut.vectors * self.lanes, name="block")
+
+    def run(self, task: Expr) -> None:
+        emitter, cut = self.emitter, self.cut
+        part = emitter.let(tirx.floormod(task, cut.down), "part")
+        rest = emitter.let(tirx.floordiv(task, cut.down), "rest")
+        left = emitter.let(tirx.floormod(rest, cut.right) * cut.along, "left")
+        self.batch = emitter.let(tirx.floordiv(rest, cut.right), "batch")
+        with (
+            emitter.loop(_least(cut.deep, cut.high, part * cut.deep), "output") as top,
+            emitter.loop(_least(cut.along, cut.wide, left), "tile") as tile,
+        ):
+            number = emitter.let(part * cut.deep + top, "number")
+            first = emitter.let((left + tile) * cut.vectors, "first")
+            self._sum(number, [self._place(first + vector) for vector in range(cut.vectors)])
+            self._write(number * cut.height, first)
+
+    def _place(self, vector: Expr) -> Expr:
+        """Where the input of a vector of pixels begins; beyond the last one, that of the last."""
+        source, across = self.source, self.cut.across
+        at = self.emitter.let(tirx.min(vector, self.cut.total - 1), "vector")
+        down, right = tirx.floordiv(at, across) * source.row, tirx.floormod(at, across) * self.lanes
+        return self.emitter.let(self.batch * source.batch + down + right, "place")
+
+    def _sum(self, number: Expr, places: Sequence[Expr]) -> None:
+        """A tile's sums to `block`, in runs of so many channels that rounding errors stay small."""
+        channels = self.cut.geometry.channels
+        run = max(1, min(channels, _TERMS // self.cut.taps))
+        self._add(number, places, tirx.const(0, "int32"), run, fresh=True)
+        more, rest = divmod(channels - run, run)
+        with self.emitter.loop(more, "run") as later:
+            self._add(number, places, (later + 1) * run, run)
+        if rest:
+            self._add(number, places, tirx.const((more + 1) * run, "int32"), rest)
+
+    def _add(self, number: Expr, places: Sequence[Expr], start: Expr, count: int, *, fresh: bool = False) -> None:
+        emitter, cut, lanes, taps = self.emitter, self.cut, self.lanes, self.source.taps
+        *_, image, weight = self.buffers
+        zero = emitter.spread(0.0, lanes)
+        sums = [[emitter.register(zero, "sum") for _ in range(cut.vectors)] for _ in range(cut.height)]
+        with emitter.loop(count, "channel") as each:
+            channel = emitter.let(start + each, "channel")
+            here = [emitter.let(place + channel * self.source.channel, "here") for place in places]
+            base = emitter.let((number * cut.geometry.channels + channel) * (len(taps) * cut.height), "base")
+            for tap, offset in enumerate(taps):
+                pixels = [emitter.let(emitter.load(image, at + offset, lanes), "pixels") for at in here]
+                for row, registers in enumerate(sums):
+                    factor = emitter.let(emitter.load(weight, base + tap * cut.height + row, lanes, step=0), "factor")
+                    for register, vector in zip(registers, pixels, strict=True):
+                        emitter.put(register, emitter.get(register) + factor * vector)
+        for place, register in enumerate(itertools.chain(*sums)):
+            value = emitter.get(register)
+            known = emitter.load(self.block, place * lanes, lanes)
+            emitter.store(self.block, place * lanes, value if fresh else known + value)
+
+    def _write(self, output: Expr, first: Expr) -> None:
+        """What becomes of a tile of sums, vector by vector."""
+        emitter, cut, lanes = self.emitter, self.cut, self.lanes
+        columns, across = cut.geometry.columns, cut.across
+        with emitter.loop(cut.height, "row") as row, emitter.loop(cut.vectors, "vector") as vector:
+            channel, at = emitter.let(output + row, "channel"), emitter.let(first + vector, "at")
+            y, x = emitter.let(tirx.floordiv(at, across), "y"), emitter.let(tirx.floormod(at, across) * lanes, "x")
+            place = (row * cut.vectors + vector) * lanes
+            inside = tirx.And(channel < cut.geometry.outputs, at < cut.total)
+            lane = vector_of(emitter, lanes)
+            rest = columns % lanes
+            with emitter.when(tirx.And(inside, x + lanes <= columns) if rest else inside):
+                value = emitter.let(emitter.load(self.block, place, lanes))
+                self.finish(emitter, self.buffers, (self.batch, channel, y, x), value, lane)
+            if rest:
+                end = tirx.And(inside, x + lanes > columns)
+                with emitter.when(end), emitter.loop(rest, "rest") as left:
+                    value = emitter.let(emitter.load(self.block, place + left))
+                    self.finish(emitter, self.buffers, (self.batch, channel, y, x + left), value, None)
+
+
+def _least(count: int, size: int, start: Expr) -> Any:
+    """How many of `size` are left from `start`, but at most `count`."""
+    return count if size % count == 0 else tirx.min(count, size - start)
 
 
 def _multiple(value: int, of: int) -> int:

@@ -15,7 +15,7 @@ from ...ir.program import val
 from .emit import Buffer, Emitter, Expr, Kernel, kernel
 from .isa import Isa
 from .operators import unflattened
-from .reading import Element, Lanes, Layout, Leaf, Reader, Tree, lanes_of, leaves, substituted
+from .reading import Element, Lanes, Layout, Leaf, Reader, Tree, lanes_of, leaves, substituted, vector_of
 
 _TASK = 1 << 14  # elements of a task: some ten microseconds of work
 
@@ -121,9 +121,7 @@ def pointwise(
             outer = unflattened(number, nest.sizes[:-1])
 
             def write(place: Expr, lanes: int) -> None:
-                lane = Lanes(tirx.Var("lane", "int32"), lanes) if lanes > 1 else None
-                if lane is not None:
-                    emitter.bound(lane.var, lanes)
+                lane = vector_of(emitter, lanes) if lanes > 1 else None
                 spot = [*outer, place + lane.var if lane is not None else place] if nest.sizes else []
 
                 def moved(leaf: Leaf) -> Expr:

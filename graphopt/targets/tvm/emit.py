@@ -107,7 +107,7 @@ class Emitter:
         return found
 
     def scratch(self, size: int, dtype: str = "float32", name: str = "scratch") -> Buffer:
-        """Memory of this task alone, of less than a KiB on the stack; `register` is for what is to stay in registers."""
+        """Memory of this task alone, on the stack if less than a KiB; `register` is for what stays in registers."""
         found = tirx.decl_buffer((size,), dtype, name=self._name(name))
         self.scratches.append(tirx.AllocBuffer(found))
         return found
@@ -209,7 +209,9 @@ def kernel(
     team = tirx.Var("team", "handle")
     table = tirx.Var("table", "handle")
     emitter.emit(tirx.Bind(table, pointer_at(team, 0)))
-    buffers = [emitter.buffer(pointer_at(table, place, dtype), dtype, f"a{place}") for place, dtype in enumerate(arguments)]
+    buffers = [
+        emitter.buffer(pointer_at(table, place, dtype), dtype, f"a{place}") for place, dtype in enumerate(arguments)
+    ]
     task = tirx.decl_buffer((1,), "int32", name="task")
     emitter.emit(tirx.AllocBuffer(task))
     take = tirx.BufferStore(task, tirx.call_extern("int32", "graphopt_next_task", team), [_ZERO])
@@ -239,13 +241,16 @@ def lanes_of(value: Expr) -> int:
 
 
 def pointer_to(dtype: str) -> Any:
+    """The type of a pointer to numbers."""
     return PointerType(PrimType(dtype), "global")
 
 
 def pointer_at(table: Expr, place: int, dtype: str | None = None) -> Expr:
     """The pointer at a place of a table of pointers."""
     kind = pointer_to(dtype) if dtype else table.ty
-    return Call("tirx.call_pure_extern", [StringImm("graphopt_pointer_at"), table, tirx.const(place, "int32")], ret_ty=kind)
+    return Call(
+        "tirx.call_pure_extern", [StringImm("graphopt_pointer_at"), table, tirx.const(place, "int32")], ret_ty=kind
+    )
 
 
 def _float(lanes: int) -> str:

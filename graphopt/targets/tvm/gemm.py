@@ -15,7 +15,7 @@ from tvm import tirx
 
 from .emit import Buffer, Emitter, Expr, Kernel, kernel
 from .isa import Isa
-from .reading import Lanes
+from .reading import Lanes, vector_of
 from .tile import tile
 
 _HEAP = 512  # numbers that TVM no longer puts on the stack, where LLVM would take all of them for one wide value
@@ -144,16 +144,15 @@ def _tile(
     for number in range(rows):
         for vector in range(form.vectors):
             emitter.store(block, number * columns + vector * lanes, sums[number][vector])
-    whole, rest = divmod(product.columns, lanes)
-    with emitter.loop(rows, "row") as number:
-        with emitter.loop(form.vectors, "vector") as vector:
-            at = emitter.let(column + vector * lanes, "at")
-            lane = Lanes(tirx.Var("lane", "int32"), lanes)
-            with emitter.when(at + lanes <= product.columns):
-                value = emitter.let(emitter.load(block, number * columns + vector * lanes, lanes))
-                finish(emitter, buffers, first + number, at, value, lane)
-            if rest:
-                with emitter.when(tirx.And(at + lanes > product.columns, at < product.columns)):
-                    with emitter.loop(rest, "rest") as extra:
-                        value = emitter.let(emitter.load(block, number * columns + vector * lanes + extra))
-                        finish(emitter, buffers, first + number, at + extra, value, None)
+    rest = product.columns % lanes
+    with emitter.loop(rows, "row") as number, emitter.loop(form.vectors, "vector") as vector:
+        at = emitter.let(column + vector * lanes, "at")
+        place = number * columns + vector * lanes
+        lane = vector_of(emitter, lanes)
+        with emitter.when(at + lanes <= product.columns):
+            finish(emitter, buffers, first + number, at, emitter.let(emitter.load(block, place, lanes)), lane)
+        if rest:
+            end = tirx.And(at + lanes > product.columns, at < product.columns)
+            with emitter.when(end), emitter.loop(rest, "rest") as extra:
+                value = emitter.let(emitter.load(block, place + extra))
+                finish(emitter, buffers, first + number, at + extra, value, None)

@@ -40,7 +40,7 @@ class Isa:
 
 @cache
 def detect() -> Isa:
-    """The CPU at hand; one that LLVM does not know by name is taken for one with AVX2, or with SSE2, by its features."""
+    """The CPU at hand."""
     from tvm.target import codegen
 
     cpu = str(codegen.llvm_get_system_cpu())

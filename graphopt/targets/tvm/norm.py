@@ -9,7 +9,7 @@ from tvm import tirx
 
 from .emit import Buffer, Emitter, Expr, Kernel, kernel
 from .isa import Isa
-from .reading import Lanes
+from .reading import Lanes, vector_of
 
 _TASK = 1 << 14  # elements of a task
 
@@ -30,7 +30,7 @@ class Row:
         """Visit all places, a vector at a time, and one by one where no vector is left."""
         whole, rest = divmod(self.size, self.lanes)
         if whole:
-            lanes = Lanes(tirx.Var("lane", "int32"), self.lanes)
+            lanes = vector_of(self.emitter, self.lanes)
             with self.emitter.loop(whole, "vector") as vector:
                 visit(vector * self.lanes, lanes)
         if rest:
@@ -125,9 +125,7 @@ def rms_norm(
     return _over_rows(name, isa, rows, size, arguments, read, after)
 
 
-def softmax(
-    name: str, isa: Isa, rows: int, size: int, arguments: Sequence[str], read: Read, finish: Finish
-) -> Kernel:
+def softmax(name: str, isa: Isa, rows: int, size: int, arguments: Sequence[str], read: Read, finish: Finish) -> Kernel:
     """``exp(x - max) / sum``."""
 
     def after(emitter: Emitter, buffers: Sequence[Buffer], number: Expr, row: Row) -> None:

@@ -165,6 +165,23 @@ def _part(node: fx.Node, source: fx.Node, index: Index) -> Index:
     return (*index[:dim], index[dim] + start, *index[dim + 1 :])
 
 
+def _upsampled(node: fx.Node, source: fx.Node, index: Index) -> Index:
+    old, new = val(source).shape, val(node).shape
+    return (*index[:2], *(tirx.floordiv(index[dim], new[dim] // old[dim]) for dim in (2, 3)))
+
+
+def _permuted_by_equation(node: fx.Node, source: fx.Node, index: Index) -> Index:
+    before, after = _equation(node)
+    return tuple(index[after.index(letter)] for letter in before)
+
+
+def _equation(node: fx.Node) -> tuple[str, str]:
+    """The letters of an einsum's operand and of its result; empty where it does not only permute one operand."""
+    before, _, after = bind(node)["equation"].replace(" ", "").partition("->")
+    alone = len(bind(node)["tensors"]) == 1 and len(set(before)) == len(before) and sorted(before) == sorted(after)
+    return (before, after) if alone and before.isalpha() else ("", "")
+
+
 SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
 
 VIEWS: dict[Any, Callable[[fx.Node, fx.Node, Index], Index]] = {
@@ -189,6 +206,8 @@ VIEWS: dict[Any, Callable[[fx.Node, fx.Node, Index], Index]] = {
     aten.alias.default: _same,
     aten.detach.default: _same,
     aten._to_copy.default: _same,
+    aten.upsample_nearest2d.vec: _upsampled,
+    aten.einsum.default: _permuted_by_equation,
     operator.getitem: _part,
 }
 
@@ -197,9 +216,15 @@ def view_source(node: fx.Node) -> fx.Node | None:
     """What a node shows other indices of, if it does nothing else."""
     if node.op != "call_function" or node.target not in VIEWS or not is_float(val(node)):
         return None
-    source = node.args[0]
+    source: Any = node.args[0]
+    if node.target is aten.einsum.default:
+        source = bind(node)["tensors"][0] if _equation(node)[0] else None
     if not isinstance(source, fx.Node):
         return None
+    if node.target is aten.upsample_nearest2d.vec:
+        # By whole factors, the pixel that the source's own scale names is the one that sizes name.
+        whole = all(new % old == 0 for old, new in zip(val(source).shape[2:], val(node).shape[2:], strict=True))
+        return source if whole and is_float(val(source)) else None
     if node.target is operator.getitem:
         if source.target not in SPLITS:
             return None

@@ -202,11 +202,19 @@ def _keeps_rows(view: fx.Node, source: fx.Node) -> bool:
     old, new = val(source).shape, val(view).shape
     if view.target in _REORDERING or not old or not new:
         return False
-    return old.numel() == new.numel() and old[-1] == new[-1]
+    return bool(old.numel() == new.numel() and old[-1] == new[-1])
 
 
 _REORDERING = frozenset(
-    {aten.permute.default, aten.transpose.int, aten.t.default, aten.expand.default, aten.slice.Tensor, aten.select.int}
+    {
+        aten.permute.default,
+        aten.transpose.int,
+        aten.t.default,
+        aten.expand.default,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.einsum.default,
+    }
 )
 
 

@@ -111,6 +111,13 @@ class Lanes:
     count: int
 
 
+def vector_of(emitter: Emitter, count: int) -> Lanes:
+    """Lanes for a vector of so many elements."""
+    lanes = Lanes(tirx.Var("lane", "int32"), count)
+    emitter.bound(lanes.var, count)
+    return lanes
+
+
 Offset: TypeAlias = Callable[[Leaf], Expr]
 
 
@@ -183,4 +190,5 @@ def substituted(expression: Expr, values: Mapping[Any, Expr | int]) -> Expr:
 
 
 def strides_of(value: torch.Tensor) -> tuple[int, ...]:
+    """A tensor's strides, in elements."""
     return tuple(int(stride) for stride in value.stride())

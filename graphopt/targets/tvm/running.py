@@ -1,7 +1,7 @@
 """Kernels of a stage as a callable: memory planned once, and a call that fills in pointers and enters machine code.
 
-What only kernels read lies in an arena, in which values that do not live at the same time share memory. Calls that run at
-the same time have an arena each.
+What only kernels read lies in an arena, in which values that do not live at the same time share memory. Calls that run
+at the same time have an arena each.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Code:
         seen = set(self.graph.output_node().all_input_nodes)
         for step in reversed(self.steps):
             if isinstance(step, Torch):
-                reads = {*step.node.all_input_nodes, step.node}
+                reads: set[Any] = {*step.node.all_input_nodes, step.node}
             else:
                 reads = {place.weight if isinstance(place, Panels) else place for place in step.slots}
             step.last = [node for node in reads if isinstance(node, fx.Node) and node not in seen]
@@ -170,7 +170,8 @@ class Code:
                 del keep
             for node in step.last:
                 known.pop(node, None)
-        return tuple(map_arg(self.graph.output_node().args[0], known.__getitem__))
+        results: Any = map_arg(self.graph.output_node().args[0], known.__getitem__)
+        return tuple(results)
 
     def _fill(self, frame: Frame, step: Kernels, known: dict[fx.Node, Any]) -> list[torch.Tensor]:
         """Point the table at tensors; those that only the table knows are given back, to be held while it is used."""

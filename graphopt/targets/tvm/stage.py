@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-import tvm
 from torch import fx
 from torch.fx.node import map_arg
 from tvm import tirx
@@ -17,11 +16,12 @@ from tvm.sym import Analyzer
 
 from ...ir.program import bind, val
 from . import attention, conv, elementwise, gemm, norm
-from .emit import Buffer, Emitter, Expr, Kernel, lanes_of as lanes_in
+from .emit import Buffer, Emitter, Expr, Kernel
+from .emit import lanes_of as lanes_in
 from .isa import Isa
 from .operators import Index, broadcast, unflattened
 from .plan import Group, plan
-from .reading import Lanes, Layout, Leaf, Reader, Tree, lanes_of, leaves, strides_of
+from .reading import Lanes, Layout, Leaf, Reader, Tree, lanes_of, leaves, strides_of, vector_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Panels:
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight's numbers in the order in which the kernel reads them."""
-        return (conv if self.convolution else gemm).packed(weight, self.size)
+        return conv.packed(weight, self.size) if self.convolution else gemm.packed(weight, self.size)
 
 
 @dataclass(frozen=True)
@@ -199,9 +199,7 @@ class Builder:
         affine = [bound[name] for name in ("weight", "bias") if bound.get(name) is not None]
         after = After(self, group, self.layout, affine, [source])
 
-        def read(
-            emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, lanes: Lanes | None
-        ) -> Expr:
+        def read(emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, lanes: Lanes | None) -> Expr:
             return after.value(emitter, buffers, source, (*unflattened(number, leading), _at(column, lanes)), lanes)
 
         def finish(
@@ -221,7 +219,6 @@ class Builder:
             rule = norm.layer_norm if group.kind == "layer_norm" else norm.rms_norm
             kernel = rule(name, self.isa, rows, size, eps, count, read, finish)
         self.launch(kernel, after.pointers)
-
 
     def conv2d(self, group: Group) -> None:
         bound = bind(group.anchor)
@@ -250,9 +247,7 @@ class Builder:
 
         after = After(self, group, self.layout, [bias] if bias is not None else [], [])
 
-        def finish(
-            emitter: Emitter, buffers: Sequence[Buffer], index: Index, value: Expr, lanes: Lanes | None
-        ) -> None:
+        def finish(emitter: Emitter, buffers: Sequence[Buffer], index: Index, value: Expr, lanes: Lanes | None) -> None:
             at = (*index[:3], _at(index[3], lanes))
             if g.height != height:
                 at = (*index[:2], *unflattened(at[3], (height, width)))
@@ -264,9 +259,7 @@ class Builder:
         taps = tuple(layout.tap(row, column) for row in range(kernel[0]) for column in range(kernel[1]))
         where = conv.Source(channels * layout.channel, layout.channel, layout.columns, taps)
         pointers: list[Place] = [*after.pointers, padded, Panels(weight, rows, True)]
-        made = conv.convolution(
-            self.name("conv2d"), isa, g, where, ["float32"] * len(pointers), len(pointers) - 2, finish
-        )
+        made = conv.convolution(self.name("conv2d"), isa, g, where, ["float32"] * len(pointers), finish)
         self.launch(made, pointers)
 
     def group_norm(self, group: Group) -> None:
@@ -309,19 +302,16 @@ class Builder:
 
         def element(source: fx.Node) -> attention.Load:
             def load(emitter: Emitter, buffers: Sequence[Buffer], index: Index, lanes: int) -> Expr:
-                lane = Lanes(tirx.Var("lane", "int32"), lanes) if lanes > 1 else None
-                if lane is not None:
-                    emitter.bound(lane.var, lanes)
-                    index = (*index[:3], index[3] + lane.var)
+                lane = vector_of(emitter, lanes) if lanes > 1 else None
+                index = (*index[:3], _at(index[3], lane))
                 return after.value(emitter, buffers, source, broadcast(index, val(source).shape), lane)
 
             return load
 
         def store(emitter: Emitter, buffers: Sequence[Buffer], index: Index, given: Expr) -> None:
             lanes = lanes_in(given)
-            lane = Lanes(tirx.Var("lane", "int32"), lanes) if lanes > 1 else None
-            at = index if lane is None else (*index[:3], index[3] + lane.var)
-            into = emitter.analyzer.simplify(self.layout.offset(node, at))
+            lane = vector_of(emitter, lanes) if lanes > 1 else None
+            into = emitter.analyzer.simplify(self.layout.offset(node, (*index[:3], _at(index[3], lane))))
             elementwise.store(emitter, buffers[len(after.pointers) - 1], into, given, lane)
 
         masked = None if mask is None else attention.Mask(element(mask), val(mask).shape[2] != 1)
@@ -392,7 +382,9 @@ class After:
     def buffer(self, buffers: Sequence[Buffer], node: fx.Node) -> Buffer:
         return buffers[self.pointers.index(node)]
 
-    def reader(self, emitter: Emitter, buffers: Sequence[Buffer], given: Mapping[fx.Node, Expr] | None = None) -> Reader:
+    def reader(
+        self, emitter: Emitter, buffers: Sequence[Buffer], given: Mapping[fx.Node, Expr] | None = None
+    ) -> Reader:
         known = {node: buffers[place] for place, node in enumerate(self.pointers[:-1]) if isinstance(node, fx.Node)}
         return Reader(emitter, known, given)
 
