@@ -1,13 +1,11 @@
 """Convolutions in NCHW order: pixels in the lanes of vectors, output channels in the rows of a tile.
 
-The input is first laid out padded, with room for whole vectors at the end of each row, and, for a stride of s, with the
-s² subgrids apart: then what every tap of the filter reads for a vector of output pixels lies together. The weight is
-packed so that the output channels of a tile lie together for each input channel and tap.
+The input is first laid out so that what each tap of the filter reads for a vector of output pixels lies together: see
+`Layout`. The weight is packed so that the output channels of a tile lie together for each input channel and tap.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,57 +51,69 @@ class Geometry:
     def columns(self) -> int:
         return (self.width + 2 * self.padding[1] - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1
 
-    @property
-    def plain(self) -> bool:
-        """Whether the input is read as it is: filters of one pixel, at every place."""
-        return self.kernel == self.stride == (1, 1) and self.padding == (0, 0)
-
 
 @dataclass(frozen=True)
 class Layout:
-    """How the padded input lies: (batch, channel, subgrid, row, column).
+    """How the input is laid out: (batch, channel, row grid, column grid, row, column).
 
-    Attributes
-    ----------
-    rows, columns : of a subgrid, room for the last vector included.
+    Grids hold every s-th row or column. Where rows of the output fill vectors, there is a column grid for each
+    remainder of the stride, and a tap begins to read in one of them as far to the right as the filter reaches. Where
+    they do not, each column of the filter has a grid of its own, with the columns that it reads and no others: then
+    the rows of the output follow one another without a gap, and vectors go over their ends.
     """
 
     geometry: Geometry
     lanes: int
 
     @property
+    def flat(self) -> bool:
+        """Whether each column of the filter has a grid of its own."""
+        return self.geometry.columns % self.lanes != 0 or self.geometry.kernel[1] == 1
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Rows of the output, and columns, between which vectors make no difference."""
+        g = self.geometry
+        return (1, g.rows * g.columns) if self.flat else (g.rows, g.columns)
+
+    @property
+    def grids(self) -> int:
+        """Column grids."""
+        return self.geometry.kernel[1] if self.flat else self.geometry.stride[1]
+
+    @property
     def rows(self) -> int:
+        """Of a grid."""
         g = self.geometry
         return g.rows + (g.dilation[0] * (g.kernel[0] - 1)) // g.stride[0]
 
     @property
     def columns(self) -> int:
+        """Of a grid."""
         g = self.geometry
-        return _multiple(g.columns, self.lanes) + (g.dilation[1] * (g.kernel[1] - 1)) // g.stride[1]
+        return g.columns if self.flat else g.columns + (g.dilation[1] * (g.kernel[1] - 1)) // g.stride[1]
 
     @property
     def channel(self) -> int:
         """Numbers of a channel."""
-        return self.geometry.stride[0] * self.geometry.stride[1] * self.rows * self.columns
+        return self.geometry.stride[0] * self.grids * self.rows * self.columns
 
     @property
     def size(self) -> int:
-        return self.geometry.batch * self.geometry.channels * self.channel
+        """Numbers in all; the last vector may read beyond what has been laid out."""
+        return self.geometry.batch * self.geometry.channels * self.channel + self.lanes
+
+    def first(self, grid: int) -> int:
+        """The input's column that comes first in a column grid; negative in the padding."""
+        g = self.geometry
+        return (grid * g.dilation[1] if self.flat else grid) - g.padding[1]
 
     def tap(self, row: int, column: int) -> int:
         """Where a tap of the filter reads for the first output pixel, from where the channel begins."""
         g = self.geometry
         down, right = row * g.dilation[0], column * g.dilation[1]
-        grid = down % g.stride[0] * g.stride[1] + right % g.stride[1]
-        return (grid * self.rows + down // g.stride[0]) * self.columns + right // g.stride[1]
-
-
-def suited(isa: Isa, columns: int) -> Isa:
-    """The CPU, with vectors as short as rows of so many pixels fill."""
-    lanes = isa.lanes
-    while lanes > 4 and columns % lanes and _multiple(columns, lanes // 2) < _multiple(columns, lanes):
-        lanes //= 2
-    return dataclasses.replace(isa, lanes=lanes)
+        grid, shift = (column, 0) if self.flat else (right % g.stride[1], right // g.stride[1])
+        return ((down % g.stride[0] * self.grids + grid) * self.rows + down // g.stride[0]) * self.columns + shift
 
 
 def outputs_of(isa: Isa) -> int:
@@ -137,46 +147,51 @@ def pad(
     down, right = g.stride
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
-        batch, channel = task // g.channels, tirx.floormod(task, g.channels)
+        batch, channel = tirx.floordiv(task, g.channels), tirx.floormod(task, g.channels)
         start = emitter.let(task * layout.channel, "start")
         whole, rest = divmod(layout.channel, lanes)
-        with emitter.loop(whole, "clear") as at:
-            emitter.store(buffers[-1], start + at * lanes, emitter.spread(0.0, lanes))
-        with emitter.loop(rest, "clear") as at:
-            emitter.store(buffers[-1], start + whole * lanes + at, emitter.number(0.0))
-        # Rows and columns that some tap reads: with a stride, the last ones may be read by none.
-        height = min(g.height, layout.rows * down - g.padding[0])
-        width = min(g.width, layout.columns * right - g.padding[1])
-        with emitter.loop(height, "row") as row:
+        if g.padding != (0, 0):
+            with emitter.loop(whole, "clear") as at:
+                emitter.store(buffers[-1], start + at * lanes, emitter.spread(0.0, lanes))
+            with emitter.loop(rest, "clear") as at:
+                emitter.store(buffers[-1], start + whole * lanes + at, emitter.number(0.0))
+        # With a stride, no tap reads the last rows and columns.
+        with emitter.loop(min(g.height, layout.rows * down - g.padding[0]), "row") as row:
             y = row + g.padding[0]
-            above = tirx.floormod(y, down) * right
-
-            def place(column: Expr) -> Expr:
-                x = column + g.padding[1]
-                grid = above + tirx.floormod(x, right)
-                return start + (grid * layout.rows + tirx.floordiv(y, down)) * layout.columns + tirx.floordiv(x, right)
-
-            many = width // lanes if right == 1 else 0
-            if many:
-                lane = vector_of(emitter, lanes)
+            above = tirx.floormod(y, down) * layout.grids
+            for grid in range(layout.grids):
+                first = layout.first(grid)
+                least = max(0, ceil(-first / right))
+                count = min(layout.columns, (g.width - 1 - first) // right + 1) - least
+                into = start + ((above + grid) * layout.rows + tirx.floordiv(y, down)) * layout.columns + least
+                column = first + least * right
+                many = max(count, 0) // lanes if right == 1 else 0
                 with emitter.loop(many, "vector") as vector:
-                    value = read(emitter, buffers, (batch, channel, row, vector * lanes + lane.var), lane)
-                    emitter.store(buffers[-1], place(vector * lanes), value)
-            with emitter.loop(width - many * lanes, "rest") as left:
-                column = left + many * lanes
-                emitter.store(buffers[-1], place(column), read(emitter, buffers, (batch, channel, row, column), None))
+                    lane = vector_of(emitter, lanes)
+                    index = (batch, channel, row, vector * lanes + column + lane.var)
+                    emitter.store(buffers[-1], into + vector * lanes, read(emitter, buffers, index, lane))
+                with emitter.loop(max(count, 0) - many * lanes, "rest") as left:
+                    index = (batch, channel, row, (left + many * lanes) * right + column)
+                    value = read(emitter, buffers, index, None)
+                    emitter.store(buffers[-1], into + many * lanes + left, value)
 
     return kernel(name, isa, arguments, g.batch * g.channels, body)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the input lies: its strides for batch, channel and output row, and the offset that each tap adds."""
+    """Where the input of an output pixel lies: strides for batch, channel and row; the offset that each tap adds.
+
+    Attributes
+    ----------
+    pixels : rows and columns of the output.
+    """
 
     batch: int
     channel: int
     row: int
     taps: tuple[int, ...]
+    pixels: tuple[int, int]
 
 
 Finish: TypeAlias = Callable[[Emitter, Sequence[Buffer], tuple[Expr, Expr, Expr, Expr], Expr, Lanes | None], None]
@@ -185,7 +200,9 @@ Finish: TypeAlias = Callable[[Emitter, Sequence[Buffer], tuple[Expr, Expr, Expr,
 def convolution(
     name: str,
     isa: Isa,
-    geometry: Geometry,
+    batch: int,
+    channels: int,
+    outputs: int,
     source: Source,
     arguments: Sequence[str],
     finish: Finish,
@@ -197,12 +214,12 @@ def convolution(
     arguments : dtypes of the pointers; the last two show to the input and to the weight.
     finish : takes sums: batch, output channel, row, first column, the sums and the lanes; writes what becomes of them.
     """
-    cut = _Cut(isa, geometry, len(source.taps))
+    cut = _Cut(isa, channels, outputs, *source.pixels, len(source.taps))
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         _Convolution(emitter, buffers, cut, source, finish).run(task)
 
-    return kernel(name, isa, arguments, geometry.batch * cut.right * cut.down, body)
+    return kernel(name, isa, arguments, batch * cut.right * cut.down, body)
 
 
 @dataclass(frozen=True)
@@ -211,11 +228,15 @@ class _Cut:
 
     Attributes
     ----------
+    rows, columns : of output pixels.
     taps : of the filter.
     """
 
     isa: Isa
-    geometry: Geometry
+    channels: int
+    outputs: int
+    rows: int
+    columns: int
     taps: int
 
     @property
@@ -226,12 +247,12 @@ class _Cut:
     @property
     def across(self) -> int:
         """Vectors in a row of pixels."""
-        return ceil(self.geometry.columns / self.isa.lanes)
+        return ceil(self.columns / self.isa.lanes)
 
     @property
     def total(self) -> int:
         """Vectors of pixels."""
-        return self.geometry.rows * self.across
+        return self.rows * self.across
 
     @property
     def vectors(self) -> int:
@@ -241,7 +262,7 @@ class _Cut:
     @property
     def high(self) -> int:
         """Tiles over the output channels."""
-        return ceil(self.geometry.outputs / self.height)
+        return ceil(self.outputs / self.height)
 
     @property
     def wide(self) -> int:
@@ -251,12 +272,12 @@ class _Cut:
     @property
     def along(self) -> int:
         """Tiles next to each other in a task: those whose input stays in the cache."""
-        return max(1, min(self.wide, _INPUT // (self.geometry.channels * self.vectors * self.isa.lanes)))
+        return max(1, min(self.wide, _INPUT // (self.channels * self.vectors * self.isa.lanes)))
 
     @property
     def deep(self) -> int:
         """Tiles of output channels in a task."""
-        terms = self.geometry.channels * self.taps
+        terms = self.channels * self.taps
         tile = terms * self.height * self.vectors * self.isa.lanes
         return max(1, min(self.high, _TASK // (tile * self.along)))
 
@@ -303,7 +324,7 @@ class _Convolution:
 
     def _sum(self, number: Expr, places: Sequence[Expr]) -> None:
         """A tile's sums to `block`, in runs of so many channels that rounding errors stay small."""
-        channels = self.cut.geometry.channels
+        channels = self.cut.channels
         run = max(1, min(channels, _TERMS // self.cut.taps))
         self._add(number, places, tirx.const(0, "int32"), run, fresh=True)
         more, rest = divmod(channels - run, run)
@@ -320,7 +341,7 @@ class _Convolution:
         with emitter.loop(count, "channel") as each:
             channel = emitter.let(start + each, "channel")
             here = [emitter.let(place + channel * self.source.channel, "here") for place in places]
-            base = emitter.let((number * cut.geometry.channels + channel) * (len(taps) * cut.height), "base")
+            base = emitter.let((number * cut.channels + channel) * (len(taps) * cut.height), "base")
             for tap, offset in enumerate(taps):
                 pixels = [emitter.let(emitter.load(image, at + offset, lanes), "pixels") for at in here]
                 for row, registers in enumerate(sums):
@@ -335,12 +356,12 @@ class _Convolution:
     def _write(self, output: Expr, first: Expr) -> None:
         """What becomes of a tile of sums, vector by vector."""
         emitter, cut, lanes = self.emitter, self.cut, self.lanes
-        columns, across = cut.geometry.columns, cut.across
+        columns, across = cut.columns, cut.across
         with emitter.loop(cut.height, "row") as row, emitter.loop(cut.vectors, "vector") as vector:
             channel, at = emitter.let(output + row, "channel"), emitter.let(first + vector, "at")
             y, x = emitter.let(tirx.floordiv(at, across), "y"), emitter.let(tirx.floormod(at, across) * lanes, "x")
             place = (row * cut.vectors + vector) * lanes
-            inside = tirx.And(channel < cut.geometry.outputs, at < cut.total)
+            inside = tirx.And(channel < cut.outputs, at < cut.total)
             lane = vector_of(emitter, lanes)
             rest = columns % lanes
             with emitter.when(tirx.And(inside, x + lanes <= columns) if rest else inside):
@@ -356,7 +377,3 @@ class _Convolution:
 def _least(count: int, size: int, start: Expr) -> Any:
     """How many of `size` are left from `start`, but at most `count`."""
     return count if size % count == 0 else tirx.min(count, size - start)
-
-
-def _multiple(value: int, of: int) -> int:
-    return -(-value // of) * of

@@ -6,8 +6,11 @@ at the same time have an arena each.
 
 from __future__ import annotations
 
+import itertools
+import statistics
+import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +23,7 @@ from ...ir.program import val
 from .build import Call, Library
 from .isa import Isa
 from .plan import Group
-from .stage import Builder, Panels, Place, Scratch
+from .stage import Builder, Launch, Panels, Place, Scratch
 
 _ALIGN = 64  # bytes
 
@@ -38,6 +41,7 @@ class Kernels:
     """
 
     sequence: int
+    launches: list[Launch] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     slots: dict[Place, list[int]] = field(default_factory=dict)
     fresh: list[fx.Node] = field(default_factory=list)
@@ -74,7 +78,7 @@ class Code:
     """
 
     def __init__(self, isa: Isa, graph: fx.Graph, examples: Sequence[Any], root: torch.nn.Module) -> None:
-        self.graph, self.root = graph, root
+        self.isa, self.graph, self.root = isa, graph, root
         self.builder = builder = Builder(isa, graph, examples)
         self.inputs = graph.find_nodes(op="placeholder")
         steps = builder.plan.steps
@@ -101,6 +105,7 @@ class Code:
         kernels = self.steps[-1]
         assert isinstance(kernels, Kernels)
         for launch in self.builder.group(group):
+            kernels.launches.append(launch)
             kernels.calls.append(Call(launch.kernel, self.width))
             for place in launch.pointers:
                 kernels.slots.setdefault(place, []).append(self.width)
@@ -152,11 +157,30 @@ class Code:
         except IndexError:
             frame = Frame(self.width, self.size, self._offsets)
         try:
-            return self._run(frame, values)
+            return self._run(frame, values, lambda step: self.library.run(step.sequence, frame.address))
         finally:
             self._frames.append(frame)
 
-    def _run(self, frame: Frame, values: Sequence[Any]) -> tuple[Any, ...]:
+    def timed(self, values: Sequence[Any], rounds: int) -> list[tuple[Launch, float]]:
+        """Each launch with the median of its times, in seconds, on what it is given in a call."""
+        steps = [step for step in self.steps if isinstance(step, Kernels)]
+        library = Library(self.isa, [[call] for step in steps for call in step.calls])
+        firsts = list(itertools.accumulate((len(step.calls) for step in steps), initial=0))
+        frame, found = Frame(self.width, self.size, self._offsets), []
+
+        def each(step: Kernels) -> None:
+            for number, launch in enumerate(step.launches, firsts[step.sequence]):
+                times = []
+                for _ in range(rounds):
+                    start = time.perf_counter()
+                    library.run(number, frame.address)
+                    times.append(time.perf_counter() - start)
+                found.append((launch, statistics.median(times)))
+
+        self._run(frame, values, each)
+        return found
+
+    def _run(self, frame: Frame, values: Sequence[Any], run: Callable[[Kernels], None]) -> tuple[Any, ...]:
         known: dict[fx.Node, Any] = dict(zip(self.inputs, values, strict=True))
         for node in self.graph.find_nodes(op="get_attr"):
             known[node] = getattr(self.root, str(node.target))
@@ -166,7 +190,7 @@ class Code:
                 known[step.node] = step.node.target(*args, **kwargs)  # type: ignore[operator]
             else:
                 keep = self._fill(frame, step, known)
-                self.library.run(step.sequence, frame.address)
+                run(step)
                 del keep
             for node in step.last:
                 known.pop(node, None)

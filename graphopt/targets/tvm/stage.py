@@ -48,12 +48,18 @@ class Scratch:
 Place: TypeAlias = fx.Node | Panels | Scratch
 
 
-@dataclass
+@dataclass(frozen=True)
 class Launch:
-    """A kernel, and what its pointers show to."""
+    """A kernel, and what its pointers show to.
+
+    Attributes
+    ----------
+    computes : nodes whose values the kernel computes, or, where several kernels do so together, the last of them.
+    """
 
     kernel: Kernel
-    pointers: list[Place]
+    pointers: tuple[Place, ...]
+    computes: tuple[fx.Node, ...] = ()
 
 
 class Builder:
@@ -80,11 +86,11 @@ class Builder:
         return f"graphopt_{kind}_{self.made}"
 
     def launch(self, kernel: Kernel, pointers: Sequence[Place]) -> None:
-        self.launches.append(Launch(kernel, list(pointers)))
+        self.launches.append(Launch(kernel, tuple(pointers)))
 
     def group(self, group: Group) -> list[Launch]:
         """The launches that compute a group. Groups that differ only in which memory they touch share kernels."""
-        signature, numbers = self._signature(group)
+        signature, numbers, computed = self._signature(group)
         if signature not in self.known:
             self.launches = []
             _RULES[group.kind](self, group)
@@ -102,16 +108,18 @@ class Builder:
                 return copies[place]
             return here[place]
 
-        return [Launch(launch.kernel, [moved(place) for place in launch.pointers]) for launch in launches]
+        made = [Launch(launch.kernel, tuple(moved(place) for place in launch.pointers)) for launch in launches]
+        return [*made[:-1], dataclasses.replace(made[-1], computes=computed)]
 
     def take(self, floats: int) -> Scratch:
         """Memory for so many numbers, while a group is computed."""
         self.taken += 1
         return Scratch(self.taken, floats)
 
-    def _signature(self, group: Group) -> tuple[Hashable, dict[fx.Node, int]]:
-        """What a group computes, but for which memory it touches, and its nodes in the order in which they are met."""
+    def _signature(self, group: Group) -> tuple[Hashable, dict[fx.Node, int], tuple[fx.Node, ...]]:
+        """What a group computes, but for which memory it touches; its nodes as they are met; those it computes."""
         numbers: dict[fx.Node, int] = {}
+        computed: list[fx.Node] = []
         met: list[Hashable] = [group.kind, len(group.chain)]
 
         def visit(node: fx.Node) -> str:
@@ -119,6 +127,7 @@ class Builder:
                 arguments: Any = None
                 if node is group.result or node not in self.strides:
                     arguments = repr(map_arg((node.args, node.kwargs), visit)), str(node.target)
+                    computed.append(node)
                 numbers[node] = len(numbers)
                 value = val(node)
                 shape = tuple(value.shape) if isinstance(value, torch.Tensor) else None
@@ -126,7 +135,7 @@ class Builder:
             return f"%{numbers[node]}"
 
         visit(group.result)
-        return tuple(met), numbers
+        return tuple(met), numbers, tuple(computed)
 
     # -- kinds -------------------------------------------------------------------------------------------------------
 
@@ -192,7 +201,7 @@ class Builder:
         return source, Layout({**self.strides, source: plain})
 
     def normalised(self, group: Group) -> None:
-        bound, node = bind(group.anchor), group.anchor
+        bound = bind(group.anchor)
         source = bound["self" if group.kind == "softmax" else "input"]
         *leading, size = val(source).shape
         rows = val(source).numel() // size
@@ -227,40 +236,30 @@ class Builder:
         stride, padding, dilation = (_pair(bound[name]) for name in ("stride", "padding", "dilation"))
         outputs, _, *kernel = val(weight).shape
         g = conv.Geometry(batch, channels, height, width, outputs, (kernel[0], kernel[1]), stride, padding, dilation)
-        isa = conv.suited(self.isa, g.columns)
-        if g.plain:
-            # Pixels are all alike: one row of them.
-            g = dataclasses.replace(g, height=1, width=height * width)
-            isa = conv.suited(self.isa, g.columns)
-        layout = conv.Layout(g, isa.lanes)
+        layout = conv.Layout(g, self.isa.lanes)
         before = After(self, group, self.layout, [], [source])
-        reads: list[Place] = [place for place in before.pointers[:-1]]
-        padded = self.take(layout.size)
+        reads = list(before.pointers[:-1])
+        laid = self.take(layout.size)
 
         def read(emitter: Emitter, buffers: Sequence[Buffer], index: Index, lanes: Lanes | None) -> Expr:
-            if g.height != height:
-                index = (*index[:2], *unflattened(index[3], (height, width)))
             return before.value(emitter, buffers, source, index, lanes)
 
-        padding_kernel = conv.pad(self.name("pad"), layout, isa, ["float32"] * (len(reads) + 1), read)
-        self.launch(padding_kernel, [*reads, padded])
-
+        self.launch(conv.pad(self.name("pad"), layout, self.isa, ["float32"] * (len(reads) + 1), read), [*reads, laid])
         after = After(self, group, self.layout, [bias] if bias is not None else [], [])
 
         def finish(emitter: Emitter, buffers: Sequence[Buffer], index: Index, value: Expr, lanes: Lanes | None) -> None:
             at = (*index[:3], _at(index[3], lanes))
-            if g.height != height:
-                at = (*index[:2], *unflattened(at[3], (height, width)))
+            if layout.flat:
+                at = (*index[:2], *unflattened(at[3], (g.rows, g.columns)))
             if bias is not None:
                 value = value + after.value(emitter, buffers, bias, index[1:2], lanes)
             after.write(emitter, buffers, at, emitter.let(value), lanes)
 
-        rows = conv.outputs_of(isa)
         taps = tuple(layout.tap(row, column) for row in range(kernel[0]) for column in range(kernel[1]))
-        where = conv.Source(channels * layout.channel, layout.channel, layout.columns, taps)
-        pointers: list[Place] = [*after.pointers, padded, Panels(weight, rows, True)]
-        made = conv.convolution(self.name("conv2d"), isa, g, where, ["float32"] * len(pointers), finish)
-        self.launch(made, pointers)
+        where = conv.Source(channels * layout.channel, layout.channel, layout.columns, taps, layout.pixels)
+        pointers: list[Place] = [*after.pointers, laid, Panels(weight, conv.outputs_of(self.isa), True)]
+        name, types = self.name("conv2d"), ["float32"] * len(pointers)
+        self.launch(conv.convolution(name, self.isa, batch, channels, outputs, where, types, finish), pointers)
 
     def group_norm(self, group: Group) -> None:
         bound = bind(group.anchor)
