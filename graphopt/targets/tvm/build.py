@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 import tvm
 from tvm import tirx
 from tvm.ir import PrimType, StringImm
@@ -18,6 +20,17 @@ from tvm.ir import PrimType, StringImm
 from . import vectormath
 from .emit import Kernel
 from .isa import Isa
+
+
+def openmp() -> str | None:
+    """Why kernels cannot share torch's threads here, or None: generated code calls OpenMP as GCC does."""
+    if hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+        return None
+    for library in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        return None
+    return "torch comes with no OpenMP library of GCC's interface (libgomp), whose threads kernels share"
+
 
 _RUNTIME = """
 define ptr @graphopt_pointer_at(ptr %table, i32 %place) alwaysinline {

@@ -7,6 +7,7 @@ while they are in the nearest cache.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from .reading import Lanes, vector_of
 from .tile import tile
 
 _HEAP = 512  # numbers that TVM no longer puts on the stack, where LLVM would take all of them for one wide value
+_TERMS = 576  # of a running sum, which then goes to a total: rounding errors grow with what is summed up in one go
 _TASK = 1 << 22  # multiplications of a task: some hundred microseconds of work
 
 
@@ -132,18 +134,28 @@ def _tile(
     sources = [row(emitter, buffers, first + number) for number in range(rows)]
     offsets = [emitter.let(offset, "x") for _, offset in sources]
     base = emitter.let(column * product.terms, "panel")
-    sums = tile(
-        emitter,
-        rows,
-        form.vectors,
-        product.terms,
-        lambda number, term: emitter.load(sources[number][0], offsets[number] + term),
-        lambda term, vector: emitter.load(panels, base + term * columns + vector * lanes, lanes),
-    )
-    # Out of the registers into memory that can be indexed by a loop: what follows is code of its own size.
-    for number in range(rows):
-        for vector in range(form.vectors):
-            emitter.store(block, number * columns + vector * lanes, sums[number][vector])
+
+    def add(start: Expr, count: int, *, fresh: bool = False) -> None:
+        """Out of the registers into memory that can be indexed by a loop: what follows is code of its own size."""
+        sums = tile(
+            emitter,
+            rows,
+            form.vectors,
+            count,
+            lambda number, term: emitter.load(sources[number][0], offsets[number] + start + term),
+            lambda term, vector: emitter.load(panels, base + (start + term) * columns + vector * lanes, lanes),
+        )
+        for place, total in enumerate(itertools.chain(*sums)):
+            known = emitter.load(block, place * lanes, lanes)
+            emitter.store(block, place * lanes, total if fresh else known + total)
+
+    run = min(product.terms, _TERMS)
+    add(tirx.const(0, "int32"), run, fresh=True)
+    more, left = divmod(product.terms - run, run)
+    with emitter.loop(more, "run") as later:
+        add(emitter.let((later + 1) * run), run)
+    if left:
+        add(tirx.const((more + 1) * run, "int32"), left)
     rest = product.columns % lanes
     with emitter.loop(rows, "row") as number, emitter.loop(form.vectors, "vector") as vector:
         at = emitter.let(column + vector * lanes, "at")

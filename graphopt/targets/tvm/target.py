@@ -29,7 +29,9 @@ class Tvm(Target):
             return "TVM is not installed: pip install 'graphopt[tvm]'"
         if device.type != "cpu":
             return f"it generates code for the CPU, not for {device.type}"
-        return None
+        from .build import openmp
+
+        return openmp()
 
     def build(self, part: Part, examples: Sequence[Any]) -> Kernel:
         from .isa import detect
