@@ -59,7 +59,7 @@ def compile(
         module's arguments are observed; in a recorded run they follow from where values come from.
     roles : role by argument name (``condition``, ``time`` or ``state``), over what is known or observed.
     target : ``auto`` (the eager target, kept only where measured faster than the module itself on the first call),
-        ``eager``, ``inductor``, or a `Target`.
+        ``eager``, ``inductor``, ``tvm``, or a `Target`.
     pipeline : passes in order, or the name of a pipeline; what suits the target when left out.
     strict : raise what goes wrong (capture, passes, builds) instead of warning and running the module itself.
     max_bytes : most bytes that kept results of one stage of one module may take.

@@ -24,7 +24,7 @@ _PIPELINES = ("bitwise", "exact", "generated", "loop", "none", "packed")
 def check_names(target: str, passes: str | None, extra: Sequence[str] = ()) -> None:
     """Refuse unknown names at once, before torch is imported; with plug-ins installed, only they know theirs.
 
-    A pass has the name of its file, and so has a target.
+    A pass has the name of its file, and a target that of its file or folder.
     """
     if not entry_points(group="graphopt.targets"):
         known = [name for name in _files("targets") if name != "base"]
@@ -41,8 +41,9 @@ def check_names(target: str, passes: str | None, extra: Sequence[str] = ()) -> N
 
 
 def _files(folder: str) -> list[str]:
-    """What stands in a folder of graphopt, by the names of files."""
-    return [path.stem for path in (Path(__file__).parents[1] / folder).glob("[!_]*.py")]
+    """What stands in a folder of graphopt, by the names of files and of packages."""
+    root = Path(__file__).parents[1] / folder
+    return sorted(path.stem for path in root.glob("[!_]*") if path.suffix == ".py" or (path / "__init__.py").exists())
 
 
 def _unknown_target(name: str, known: Iterable[str]) -> UsageError:

@@ -29,11 +29,11 @@ Pixels = Annotated[int | None, typer.Option(min=1, help="In pixels; else the pip
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 TargetName = Annotated[
     str,
-    typer.Option("--target", help="eager, inductor, or a plug-in's; auto: eager, but a module as it is where faster."),
+    typer.Option("--target", help="eager, inductor, tvm, or a plug-in's; auto: eager, but a module as it is where faster."),
 ]
 Watched = Annotated[
     str,
-    typer.Option("--target", help="eager, inductor, or a plug-in's; auto is eager here: no race with the module."),
+    typer.Option("--target", help="eager, inductor, tvm, or a plug-in's; auto is eager here: no race with the module."),
 ]
 PassPipeline = Annotated[str | None, typer.Option("--pass-pipeline", help="Passes, such as exact or none.")]
 OnePass = Annotated[

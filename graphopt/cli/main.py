@@ -13,6 +13,7 @@ from graphopt.cli.diff import diff
 from graphopt.cli.explain import explain
 from graphopt.cli.filmstrip import filmstrip
 from graphopt.cli.graph import graph
+from graphopt.cli.kernels import kernels
 from graphopt.cli.passes import passes
 from graphopt.cli.profile import profile
 from graphopt.cli.report import report
@@ -50,5 +51,5 @@ def main(
     """
 
 
-for verb in (demo, run, report, explain, graph, profile, trace, diff, bisect, filmstrip, passes):
+for verb in (demo, run, report, explain, graph, profile, kernels, trace, diff, bisect, filmstrip, passes):
     app.command()(verb)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphopt.cli._app import AsJson, Debug, note, out, phase
-from graphopt.cli._history import ModuleName, module_named
+from graphopt.cli._history import ModuleName
+from graphopt.cli._recorded import check_module, recorded
 from graphopt.cli._request import (
     PROMPT,
     SEED,
@@ -26,17 +27,14 @@ from graphopt.cli._request import (
     Prompt,
     Request,
     Seed,
-    Session,
     Steps,
     Watched,
     watched,
 )  # fmt: skip
-from graphopt.errors import GraphoptError, UsageError, nearest
 
 if TYPE_CHECKING:
     from graphopt.debug.machine import Machine
     from graphopt.debug.profile import Group, NodeTime, Recorded, StageTime
-    from graphopt.runtime.installed import Installed
 
 Repeats = Annotated[int, typer.Option(min=1, help="Rounds; each times every stage and every node once.")]
 Top = Annotated[int, typer.Option(min=0, help="Slowest nodes to list.")]
@@ -77,10 +75,10 @@ def profile(
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     session = request.open()
     session.compile()
-    _check_module(session, module)
+    check_module(session, module)
     with phase("compiling and sampling"):
         session.sample()
-    name, others, stages = _recorded(session, module)
+    name, others, stages = recorded(session, module)
     from graphopt.debug.machine import measure_machine
     from graphopt.debug.profile import main_dtype, measure
 
@@ -151,50 +149,6 @@ def _submodule(node: NodeTime) -> str:
     from graphopt.debug.viz.fold import levels
 
     return ".".join(levels(node.module)[:2]) or "(model)"
-
-
-# -- recording ---------------------------------------------------------------------------------------------------------
-
-
-def _check_module(session: Session, module: str | None) -> None:
-    from graphopt.compile import compiled_calls
-
-    known = [entry.name for entry in compiled_calls(session.pipe)]
-    if module is not None and module not in known:
-        raise UsageError(f"there is no compiled module '{module}'", where="--module", hint=nearest(module, known))
-
-
-def _recorded(session: Session, module: str | None) -> tuple[str, list[str], list[Recorded]]:
-    """A module's name, those of the others that ran, and the stages of the variant that ran most in a second run."""
-    from contextlib import ExitStack
-
-    from graphopt.compile import compiled_calls
-    from graphopt.debug.profile import recording
-
-    calls = compiled_calls(session.pipe)
-    found: dict[str, list[list[Recorded]]] = {entry.name: [] for entry in calls}
-    with ExitStack() as stack, phase("sampling again, recorded"):
-        for entry in calls:
-            for variant in entry.variants:
-                variant.forget()  # so that stages that are kept run as well
-                built = variant.built
-                found[entry.name].append(stack.enter_context(recording(built.parts, built.kernels, built.targets)))
-        session.sample()
-    ran = {name: max(some, key=_steps) for name, some in found.items() if any(map(_steps, some))}
-    name = module_named(module, session, found)
-    if name not in ran:
-        raise _not_compiled(next(entry for entry in calls if entry.name == name))
-    return name, [other for other in ran if other != name], ran[name]
-
-
-def _steps(stages: list[Recorded]) -> int:
-    return stages[-1].calls if stages and stages[-1].part.name == "step" else 0
-
-
-def _not_compiled(entry: Installed) -> GraphoptError:
-    reasons = dict.fromkeys((*entry.asides, *(failure[1] for failure in entry.failures.values())))
-    what = f"{entry.name} made no compiled call in the second run: {'; '.join(reasons) or 'it was not called'}"
-    return GraphoptError(what, where="--module", hint="graphopt report shows which modules run compiled")
 
 
 def _device(stages: Sequence[Recorded]) -> Any:

@@ -253,6 +253,11 @@ def _gelu(emitter: Emitter, self: Any, approximate: str) -> Expr:
     return emitter.call("gelu_tanh" if approximate == "tanh" else "gelu", self)
 
 
+def _lerp(emitter: Emitter, self: Any, end: Any, weight: Any) -> Expr:
+    """From the nearer end, as torch has it: infinite ends then give what they give there."""
+    return self + (end - self) * weight if abs(weight) < 0.5 else end - (end - self) * (1 - weight)
+
+
 def _clamp(emitter: Emitter, self: Any, min: Any, max: Any) -> Expr:
     if min is not None:
         self = emitter.call("maximum", self, emitter.number(float(min)))
@@ -272,7 +277,7 @@ POINTWISE: dict[Any, Callable[..., Expr]] = {
     aten.reciprocal.default: lambda e, self: e.number(1.0) / self,
     aten.pow.Tensor_Scalar: _power,
     aten.addcmul.default: lambda e, self, tensor1, tensor2, value: self + _scaled(e, tensor1, value) * tensor2,
-    aten.lerp.Scalar: lambda e, self, end, weight: self + (end - self) * weight,
+    aten.lerp.Scalar: _lerp,
     aten.clamp.default: _clamp,
     aten.gelu.default: _gelu,
     aten.maximum.default: lambda e, self, other: e.call("maximum", self, other),

@@ -100,10 +100,12 @@ def kind_of(node: fx.Node) -> str | None:
     """The kind of group that a node is the anchor of, if any."""
     if node.op != "call_function" or node.target in VIEWS:
         return None
+    if not is_float(val(node)) or not val(node).numel():
+        return None
     if is_pointwise(node):
         return "pointwise"
     rule = _KINDS.get(node.target)
-    if rule is None or not is_float(val(node)) or not val(node).numel():
+    if rule is None:
         return None
     name, fits = rule
     return name if fits(node, bind(node)) else None
@@ -154,6 +156,8 @@ def _cat(node: fx.Node, bound: dict[str, Any]) -> bool:
 def _attention(node: fx.Node, bound: dict[str, Any]) -> bool:
     values = bound["query"], bound["key"], bound["value"]
     if not _floats(*values) or bound["dropout_p"] != 0.0 or bound["is_causal"]:
+        return False
+    if not all(val(value).numel() for value in values):
         return False
     shapes = [val(value).shape for value in values]
     if any(len(shape) != 4 for shape in shapes) or len({tuple(shape[:2]) for shape in shapes}) != 1:

@@ -20,6 +20,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from ...ir.program import val
+from ...runtime.memo import digest
 from .build import Call, Library
 from .isa import Isa
 from .plan import Group
@@ -68,6 +69,24 @@ class Frame:
         self.address = self.table.ctypes.data
 
 
+class Packed:
+    """A weight in panels, and what it was packed from. Of contents that no version counts, a digest is compared.
+
+    Attributes
+    ----------
+    made : the panels.
+    """
+
+    def __init__(self, weight: torch.Tensor, panels: Panels) -> None:
+        self._weight, self._state = weakref.ref(weight), _state(weight)
+        self._memory = weight.detach()  # held: at its address there can be no other then
+        with torch.no_grad():
+            self.made = panels.pack(weight)
+
+    def holds(self, weight: torch.Tensor) -> bool:
+        return self._weight() is weight and self._state == _state(weight)
+
+
 class Code:
     """A stage's kernels and what stays with torch, as one function of the stage's inputs.
 
@@ -95,7 +114,7 @@ class Code:
         self._plan_drops()
         self.library = Library(isa, [step.calls for step in self.steps if isinstance(step, Kernels)])
         self._frames: list[Frame] = []
-        self._packed: dict[Panels, tuple[Any, int, int, torch.Tensor]] = {}
+        self._packed: dict[Panels, Packed] = {}
 
     # -- planning ----------------------------------------------------------------------------------------------------
 
@@ -180,6 +199,28 @@ class Code:
         self._run(frame, values, each)
         return found
 
+    def names(self) -> list[str]:
+        """Of the kernels."""
+        found = (_plain(call) for step in self.steps if isinstance(step, Kernels) for call in step.calls)
+        return list(dict.fromkeys(found))
+
+    def source(self, kind: str, name: str | None = None) -> str:
+        """The code of all kernels, or of one: TensorIR (tir), LLVM's (ll) or assembly (asm)."""
+        calls = [call for step in self.steps if isinstance(step, Kernels) for call in step.calls]
+        chosen = {
+            call.kernel.name: call for call in calls if name in (None, call.kernel.name.removeprefix("graphopt_"))
+        }
+        if kind == "tir":
+            return "\n".join(str(call.kernel.function) for call in chosen.values())
+        library = self.library if name is None else Library(self.isa, [list(chosen.values())])
+        return str(library.module.inspect_source(kind))
+
+    def size_of(self, place: Place) -> int:
+        """Bytes of what a pointer shows to."""
+        if isinstance(place, Panels):
+            return 4 * int(val(place.weight).numel())
+        return _bytes(place)
+
     def _run(self, frame: Frame, values: Sequence[Any], run: Callable[[Kernels], None]) -> tuple[Any, ...]:
         known: dict[fx.Node, Any] = dict(zip(self.inputs, values, strict=True))
         for node in self.graph.find_nodes(op="get_attr"):
@@ -221,15 +262,16 @@ class Code:
         return held
 
     def _panels(self, panels: Panels, weight: torch.Tensor) -> torch.Tensor:
-        """The packed weight; packed again when it is another tensor, or was written to."""
-        state = weight.data_ptr(), weight._version
+        """The packed weight; packed again when it is another tensor, lies elsewhere, or was written to."""
         found = self._packed.get(panels)
-        if found is not None and found[0]() is weight and found[1:3] == state:
-            return found[3]
-        with torch.no_grad():
-            made = panels.pack(weight)
-        self._packed[panels] = weakref.ref(weight), *state, made
-        return made
+        if found is None or not found.holds(weight):
+            found = self._packed[panels] = Packed(weight, panels)
+        return found.made
+
+
+def _state(weight: torch.Tensor) -> tuple[int, object]:
+    """What changes when a weight does: its address, and its version or contents."""
+    return weight.data_ptr(), digest(weight) if weight.is_inference() else weight._version
 
 
 def _bytes(place: Place) -> int:
@@ -239,3 +281,8 @@ def _bytes(place: Place) -> int:
     value = val(place)
     span = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
     return int(4 * span)
+
+
+def _plain(call: Call) -> str:
+    """A kernel's name as users see it."""
+    return call.kernel.name.removeprefix("graphopt_")

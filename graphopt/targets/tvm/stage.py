@@ -363,7 +363,7 @@ class After:
         self.strides[group.anchor] = (0,) * val(group.anchor).ndim
         self.shape = val(group.result).shape
         reads: list[fx.Node] = []
-        for source in before:
+        for source in (*before, *along):
             tree = Tree(layout, Analyzer())
             index = [tirx.Var(f"b{dim}", "int32") for dim in range(val(source).ndim)]
             reads += [leaf.node for leaf in leaves(tree.of(source, tuple(index)))]
@@ -371,7 +371,6 @@ class After:
         if group.chain:
             tree = Tree(Layout(self.strides), Analyzer())
             reads += [leaf.node for leaf in leaves(tree.of(group.result, tuple(index)))]
-        reads += along
         self.pointers: list[Place] = [*dict.fromkeys(node for node in reads if node is not group.anchor), group.result]
 
     def index(self, row: Expr, column: Expr, lanes: Lanes | None) -> Index:

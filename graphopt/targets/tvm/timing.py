@@ -1,0 +1,100 @@
+"""How long each kernel of a stage takes, and what this machine's cores reach at most."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...ir.cost import node_cost
+from ...ir.effects import is_view
+from .build import Call, Library
+from .emit import Buffer, Emitter, Expr, kernel
+from .isa import detect
+from .running import Code
+from .stage import Launch
+from .tile import tile
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """A kernel, all calls of a step together.
+
+    Attributes
+    ----------
+    seconds : of all calls.
+    flops : of the nodes that it computes; 0 where another kernel of the same nodes counts them.
+    bytes : that the arguments of its calls have; what several arguments share is counted several times.
+    computes : the operators, in order.
+    """
+
+    name: str
+    calls: int
+    seconds: float
+    flops: int
+    bytes: int
+    computes: str
+
+    def to_dict(self, peak: float) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "share_of_peak": self.flops / self.seconds / peak}
+
+
+def measure(code: Code, values: Sequence[Any], rounds: int) -> list[KernelTime]:
+    """The kernels of a stage, the slowest first, each timed on what it is given when the stage is given `values`."""
+    found: dict[str, list[tuple[Launch, float]]] = {}
+    for launch, seconds in code.timed(values, rounds):
+        found.setdefault(launch.kernel.name, []).append((launch, seconds))
+    times = [
+        KernelTime(
+            name.removeprefix("graphopt_"),
+            len(some),
+            sum(seconds for _, seconds in some),
+            sum(int(node_cost(node).flops) for launch, _ in some for node in launch.computes),
+            sum(code.size_of(place) for launch, _ in some for place in launch.pointers),
+            _operators(some[0][0]),
+        )
+        for name, some in found.items()
+    ]
+    return sorted(times, key=lambda entry: -entry.seconds)
+
+
+def _operators(launch: Launch) -> str:
+    names = [getattr(node.target, "_opname", str(node.target)) for node in launch.computes if not is_view(node)]
+    return " + ".join(reversed(names)) or "(lays out what the next one reads)"
+
+
+@cache
+def peak() -> float:
+    """FLOP/s of all of torch's threads: multiplying and adding in registers, what is read lying in the first cache."""
+    isa, terms, repeats = detect(), 256, 64
+    rows, columns = isa.tile
+    vectors, tasks = columns // isa.lanes, 8 * torch.get_num_threads()
+
+    def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
+        with emitter.loop(repeats) as _:
+            sums = tile(
+                emitter,
+                rows,
+                vectors,
+                terms,
+                lambda row, k: emitter.load(buffers[0], k * rows + row),
+                lambda k, vector: emitter.load(buffers[1], k * columns + vector * isa.lanes, isa.lanes),
+            )
+            for place, total in enumerate(value for row in sums for value in row):
+                emitter.store(buffers[2], task * (rows * columns) + place * isa.lanes, total)
+
+    library = Library(isa, [[Call(kernel("graphopt_peak", isa, ["float32"] * 3, tasks, body), 0)]])
+    memory = torch.ones(terms * rows), torch.ones(terms * columns), torch.empty(tasks * rows * columns)
+    table = np.array([tensor.data_ptr() for tensor in memory])
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        library.run(0, table.ctypes.data)
+        times.append(time.perf_counter() - start)
+    return 2 * rows * columns * terms * repeats * tasks / min(times)
