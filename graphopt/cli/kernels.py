@@ -131,8 +131,8 @@ def _show(session: Session, name: str, found: Sequence[KernelTime], reached: flo
             f"{entry.seconds / total:.1%}",
             scaled(speed) if entry.flops else "·",
             f"{speed / reached:.0%}" if entry.flops else "·",
-            scaled(entry.bytes / entry.seconds),
-            entry.computes,
+            scaled(entry.bytes / entry.seconds) if entry.computes else "·",
+            entry.computes or "(lays out what the next kernel reads)",
         )
     console.print(rows)
     if left:

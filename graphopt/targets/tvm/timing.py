@@ -30,7 +30,7 @@ class KernelTime:
     seconds : of all calls.
     flops : of the nodes that it computes; 0 where another kernel of the same nodes counts them.
     bytes : that the arguments of its calls have; what several arguments share is counted several times.
-    computes : the operators, in order.
+    computes : the operators, in order; empty where it lays out what the next kernel reads.
     """
 
     name: str
@@ -66,7 +66,7 @@ def measure(code: Code, values: Sequence[Any], rounds: int) -> list[KernelTime]:
 
 def _operators(launch: Launch) -> str:
     names = [getattr(node.target, "_opname", str(node.target)) for node in launch.computes if not is_view(node)]
-    return " + ".join(reversed(names)) or "(lays out what the next one reads)"
+    return " + ".join(reversed(names))
 
 
 @cache

@@ -1,0 +1,46 @@
+"""``graphopt kernels``: what the TVM target generated for a step."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.conftest import Run, parsed
+
+pytest.importorskip("tvm")
+
+PIPELINE = "tests.cli.factories:unconditional"
+TINY = ("--steps", "2", "--repeats", "1")
+
+
+def test_table(run: Run) -> None:
+    result = run("kernels", PIPELINE, *TINY)
+    assert result.exit_code == 0, result.output
+    for word in ("Peak of this machine", "Kernels of the step", "conv2d", "group_norm", "of peak"):
+        assert word in result.stdout
+    assert all(len(line) <= 100 for line in result.stdout.splitlines())
+
+
+def test_json_and_source(run: Run) -> None:
+    data = parsed(run("kernels", PIPELINE, *TINY, "--json"))
+    assert data["module"] == "unet" and data["peak_flops_per_second"] > 0
+    busiest = max(data["kernels"], key=lambda kernel: kernel["flops"])
+    assert busiest["computes"].endswith("conv2d") and busiest["calls"] >= 1 and 0 < busiest["share_of_peak"]
+    assert sum(kernel["seconds"] for kernel in data["kernels"]) > 0
+    for kind, word in (("tir", "T.prim_func"), ("ll", "define"), ("asm", ".globl")):
+        result = run("kernels", PIPELINE, *TINY, "--kernel", busiest["name"], "--source", kind)
+        assert result.exit_code == 0 and word in result.stdout and f"graphopt_{busiest['name']}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--source", "c"), ("there is no source 'c'", "tir, ll or asm")),
+        (("--kernel", "conv2d"), ("there is no kernel 'conv2d'",)),
+        (("--module", "nope"), ("there is no compiled module 'nope'",)),
+    ],
+)
+def test_mistakes(arguments: tuple[str, ...], expected: tuple[str, ...], run: Run) -> None:
+    result = run("kernels", PIPELINE, *TINY, *arguments)
+    assert result.exit_code == 2
+    for word in expected:
+        assert word in result.stderr
