@@ -29,7 +29,7 @@ Pixels = Annotated[int | None, typer.Option(min=1, help="In pixels; else the pip
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 TargetName = Annotated[
     str,
-    typer.Option("--target", help="eager, inductor, tvm, or a plug-in's; auto: eager, but a module as it is where faster."),
+    typer.Option("--target", help="eager, inductor, tvm, a plug-in's; auto: eager, or a module as it is if faster."),
 ]
 Watched = Annotated[
     str,

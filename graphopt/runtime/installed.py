@@ -38,7 +38,7 @@ from graphopt.runtime.guidance import Guided, resolve
 from graphopt.runtime.memo import Key, Memo, key_part, private
 from graphopt.runtime.trajectory import Trajectories
 from graphopt.runtime.weights import Weights
-from graphopt.targets import Kernel
+from graphopt.targets import KeepsWeights, Kernel
 
 _MAX_VARIANTS = 32
 _ONE_STATE = 2  # entries of the common stage: a state serves the branches of one step, and a thread beside this one
@@ -136,6 +136,8 @@ class Variant:
             for part in built.parts[:-1]
         }
         self._plans = self._gather()
+        step: object = self.built.kernels[-1]
+        self._keeping = step if isinstance(step, KeepsWeights) else None
         self._constants = self._constant_inputs()
         self._flat = _gives_a_tuple(program)
         self.tried: set[Relation] = set()  # relations that it was built with, or could not gain from
@@ -240,11 +242,13 @@ class Variant:
     def _run(self, call: Call) -> Any:
         weights = self.weights.read(self.guard.generation)
         values = [*weights, *self.built.boundary.take(call.tensors)]
+        tensors = call.tensors
+        if len(self._plans) > 1 or self._keeping is not None:
+            conditions, times = ([tensors[k] for k in kind] for kind in (self._conditions, self._times))
+            epoch = self.trajectories.step(weights, conditions, times)
+        if self._keeping is not None:
+            self._keeping.weights_are(epoch)
         if len(self._plans) > 1:
-            tensors, trajectories = call.tensors, self.trajectories
-            epoch = trajectories.step(
-                weights, [tensors[k] for k in self._conditions], [tensors[k] for k in self._times]
-            )
             keys: dict[int, tuple[Any, torch.Tensor | None]] = {}
             stages = zip(self.memos.values(), self.built.kernels, self._plans, strict=False)
             for memo, kernel, (pick, keyed) in stages:

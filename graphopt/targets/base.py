@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
@@ -13,11 +13,24 @@ from ..ir.stages import Part
 Kernel: TypeAlias = Callable[..., tuple[Any, ...]]
 
 
+@runtime_checkable
+class KeepsWeights(Protocol):
+    """A kernel that keeps what it makes of weights, in another order for example.
+
+    A tensor's address and version tell it of writes that torch knows of. Of others (``.data +=``, ``.numpy()``) only
+    the runtime knows, which digests the contents of all weights where a trajectory begins.
+    """
+
+    def weights_are(self, epoch: object) -> None:
+        """Called before a call: as long as epochs are equal, so are the contents of weights."""
+
+
 class Target(ABC):
     """Part → callable. Stateless; subclasses are registered in `graphopt.targets.TARGETS` or by entry point.
 
     A kernel takes the values named by ``part.reads`` in order and returns those named by ``part.gives`` (for the step:
-    the Program's results) as a tuple. It must not write into its arguments, nor keep them.
+    the Program's results) as a tuple. It must not write into its arguments, nor keep them; what it makes of weights it
+    may keep as a `KeepsWeights`.
     """
 
     name: ClassVar[str]

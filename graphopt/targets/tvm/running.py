@@ -20,7 +20,6 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from ...ir.program import val
-from ...runtime.memo import digest
 from .build import Call, Library
 from .isa import Isa
 from .plan import Group
@@ -70,7 +69,7 @@ class Frame:
 
 
 class Packed:
-    """A weight in panels, and what it was packed from. Of contents that no version counts, a digest is compared.
+    """A weight in panels, and what it was packed from.
 
     Attributes
     ----------
@@ -83,8 +82,14 @@ class Packed:
         with torch.no_grad():
             self.made = panels.pack(weight)
 
-    def holds(self, weight: torch.Tensor) -> bool:
-        return self._weight() is weight and self._state == _state(weight)
+    def holds(self, weight: torch.Tensor, watched: bool) -> bool:
+        """Whether the panels are still those of this weight, as far as torch knows.
+
+        Parameters
+        ----------
+        watched : whether someone tells when weights change behind torch's back, or have no version that counts writes.
+        """
+        return self._weight() is weight and self._state == _state(weight) and (watched or self._state[1] is not None)
 
 
 class Code:
@@ -115,6 +120,7 @@ class Code:
         self.library = Library(isa, [step.calls for step in self.steps if isinstance(step, Kernels)])
         self._frames: list[Frame] = []
         self._packed: dict[Panels, Packed] = {}
+        self._epoch: object = None
 
     # -- planning ----------------------------------------------------------------------------------------------------
 
@@ -199,6 +205,11 @@ class Code:
         self._run(frame, values, each)
         return found
 
+    def weights_are(self, epoch: object) -> None:
+        """See `KeepsWeights`."""
+        if epoch != self._epoch:
+            self._packed, self._epoch = {}, epoch
+
     def names(self) -> list[str]:
         """Of the kernels."""
         found = (_plain(call) for step in self.steps if isinstance(step, Kernels) for call in step.calls)
@@ -264,14 +275,14 @@ class Code:
     def _panels(self, panels: Panels, weight: torch.Tensor) -> torch.Tensor:
         """The packed weight; packed again when it is another tensor, lies elsewhere, or was written to."""
         found = self._packed.get(panels)
-        if found is None or not found.holds(weight):
+        if found is None or not found.holds(weight, self._epoch is not None):
             found = self._packed[panels] = Packed(weight, panels)
         return found.made
 
 
-def _state(weight: torch.Tensor) -> tuple[int, object]:
-    """What changes when a weight does: its address, and its version or contents."""
-    return weight.data_ptr(), digest(weight) if weight.is_inference() else weight._version
+def _state(weight: torch.Tensor) -> tuple[int, int | None]:
+    """What changes when a weight does: its address, and its version; None where versions are not counted."""
+    return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
 def _bytes(place: Place) -> int:
