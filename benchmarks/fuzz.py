@@ -28,11 +28,12 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -108,10 +109,12 @@ class Tally:
     failures: dict[str, str] = field(default_factory=dict)
 
     def add(self, other: Tally) -> None:
-        for name in ("graphs", "unusable", "symbolic", "operations", "passes", "uncertain", "seconds"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.fired += other.fired
-        self.failures |= other.failures
+        for entry in fields(self):
+            mine, more = getattr(self, entry.name), getattr(other, entry.name)
+            setattr(self, entry.name, mine | more if type(mine) is dict else mine + more)
+
+
+AnyTally = TypeVar("AnyTally", bound=Tally)
 
 
 # -- one seed --------------------------------------------------------------------------------------------------------
@@ -183,7 +186,7 @@ def _write(folder: Path, found: Case, error: GraphoptError) -> None:
 # -- many seeds ------------------------------------------------------------------------------------------------------
 
 
-def _work(pipe: Connection, folder: Path) -> None:
+def _work(pipe: Connection, run: Callable[[int], Tally]) -> None:
     """A process: receives lists of seeds, answers after each seed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _settings()
@@ -192,7 +195,7 @@ def _work(pipe: Connection, folder: Path) -> None:
     with contextlib.suppress(EOFError), remembering():
         while (seeds := pipe.recv()) is not None:
             for seed in seeds:
-                pipe.send(run(seed, folder))
+                pipe.send(run(seed))
 
 
 def _settings() -> None:
@@ -201,14 +204,14 @@ def _settings() -> None:
 
 
 class _Worker:
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.seeds = folder, list[int]()
+    def __init__(self, run: Callable[[int], Tally]) -> None:
+        self.run, self.seeds = run, list[int]()
         self.start()
 
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_work, args=(other, self.folder), daemon=True)
+        self.process = context.Process(target=_work, args=(other, self.run), daemon=True)
         self.process.start()
         other.close()
 
@@ -217,10 +220,10 @@ class _Worker:
         self.pipe.send(seeds)
 
 
-def run_all(seeds: Sequence[int], processes: int, folder: Path, tally: Tally, done: Any) -> None:
+def run_all(seeds: Sequence[int], processes: int, run: Callable[[int], Tally], tally: Tally, done: Any) -> None:
     """Run seeds on several processes; one that dies counts as a failure of the seed at hand."""
     rest = list(reversed(seeds))
-    workers = [_Worker(folder) for _ in range(min(processes, -(-len(rest) // _CHUNK)))]
+    workers = [_Worker(run) for _ in range(min(processes, -(-len(rest) // _CHUNK)))]
     busy: dict[Any, _Worker] = {}
 
     def feed(worker: _Worker) -> None:
@@ -239,7 +242,7 @@ def run_all(seeds: Sequence[int], processes: int, folder: Path, tally: Tally, do
                 busy[pipe] = worker
             except EOFError:
                 worker.process.join()
-                answer = Tally(graphs=1, failures={str(seed): f"the process died with {worker.process.exitcode}"})
+                answer = type(tally)(graphs=1, failures={str(seed): f"the process died with {worker.process.exitcode}"})
                 worker.start()
                 if worker.seeds:
                     worker.give(worker.seeds)
@@ -260,15 +263,16 @@ class _State:
     Those that failed are run again by whoever reads it.
     """
 
-    def __init__(self, path: Path, first: int) -> None:
+    def __init__(self, path: Path, first: int, tally: Tally) -> None:
         self.path, self.first = path, first
-        self.tally, self.done = Tally(), set[int]()
+        self.tally, self.done = tally, set[int]()
         if path.exists():
             kept = json.loads(path.read_text())
             if kept["seed"] != first:
                 raise SystemExit(f"{path} is of a run from seed {kept['seed']}: remove it, or name another --state")
             self.done = {seed for low, high in kept["done"] for seed in range(low, high)}
-            self.tally = Tally(**{**kept["tally"], "fired": Counter(kept["tally"]["fired"])})
+            for entry in fields(tally):
+                setattr(tally, entry.name, type(getattr(tally, entry.name))(kept["tally"][entry.name]))
             self.done -= set(map(int, self.tally.failures))
             self.tally.graphs -= len(self.tally.failures)
             self.tally.failures = {}
@@ -305,29 +309,40 @@ def table(tally: Tally) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--graphs", type=int, default=1000, help="how many seeds to run (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the first of them (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=1, help="(default: %(default)s)")
-    parser.add_argument(
-        "--state", type=Path, default=Path("fuzz.json"), help="where the run goes on (default: %(default)s)"
+def parser(description: str | None, name: str) -> argparse.ArgumentParser:
+    """The options of a run over seeds, of which `name` names the files."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--graphs", type=int, default=1000, help="how many seeds to run (default: %(default)s)")
+    found.add_argument("--seed", type=int, default=0, help="the first of them (default: %(default)s)")
+    found.add_argument("--processes", type=int, default=1, help="(default: %(default)s)")
+    found.add_argument(
+        "--state", type=Path, default=Path(f"{name}.json"), help="where the run goes on (default: %(default)s)"
     )
-    parser.add_argument("--cases", type=Path, default=Path("fuzz_cases"), help="for failures (default: %(default)s)")
-    parser.add_argument(
+    found.add_argument("--cases", type=Path, default=Path(f"{name}_cases"), help="for failures (default: %(default)s)")
+    found.add_argument(
         "--only", type=int, metavar="SEED", action="append", help="run these seeds, here, and nothing else"
     )
-    options = parser.parse_args(arguments)
+    return found
+
+
+def go(
+    options: argparse.Namespace, run: Callable[[int], AnyTally], tally: AnyTally, table: Callable[[AnyTally], str]
+) -> int:
+    """Run the seeds that the options of `parser` name, print the table of their counts, and give the exit status.
+
+    Parameters
+    ----------
+    run : one seed; processes get it pickled.
+    tally : empty; filled here.
+    """
     options.cases.mkdir(parents=True, exist_ok=True)
     if options.only:
         _settings()
-        tally = Tally()
         for seed in options.only:
-            tally.add(run(seed, options.cases))
+            tally.add(run(seed))
         print(table(tally))
         return 1 if tally.failures else 0
-    state = _State(options.state, options.seed)
+    state = _State(options.state, options.seed, tally)
     seeds = [seed for seed in range(options.seed, options.seed + options.graphs) if seed not in state.done]
     shown = time.monotonic()
 
@@ -337,21 +352,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if time.monotonic() - shown > 10:
             shown = time.monotonic()
             state.save()
-            print(
-                f"{len(state.done)} of {options.graphs} graphs, {len(state.tally.failures)} failures", file=sys.stderr
-            )
+            print(f"{len(state.done)} of {options.graphs} graphs, {len(tally.failures)} failures", file=sys.stderr)
 
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
     try:
-        run_all(seeds, options.processes, options.cases, state.tally, done)
+        run_all(seeds, options.processes, run, tally, done)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
     finally:
         state.save()
-    print(table(state.tally))
-    return 1 if state.tally.failures else 0
+    print(table(tally))
+    return 1 if tally.failures else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    options = parser(__doc__, "fuzz").parse_args(arguments)
+    return go(options, partial(run, folder=options.cases), Tally(), table)
 
 
 if __name__ == "__main__":

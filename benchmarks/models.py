@@ -131,3 +131,107 @@ def denoisers() -> dict[str, Denoiser]:
         ),
     ]
     return {entry.name: entry for entry in found}
+
+
+class _Decoder(torch.nn.Module):
+    """Latents to images, as a module of its own."""
+
+    def __init__(self, vae: diffusers.AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
+        decoded: tuple[torch.Tensor] = self.vae.decode(latents, return_dict=False)
+        return decoded
+
+
+def _emoji_decoder() -> torch.nn.Module:
+    vae = diffusers.AutoencoderKL.from_pretrained(graphopt.bundled("emoji-unet"), subfolder="vae")
+    return _Decoder(vae).eval()
+
+
+def more_models() -> dict[str, Denoiser]:
+    """Larger denoisers and a decoder, which only some benchmarks run, by name.
+
+    ``sd3-like`` and ``flux-like`` have about 130 million parameters and 256 image tokens; ``emoji-vae`` decodes one
+    image; ``sd-1.5`` has the size of the real one, 860 million parameters, 512 × 512 pixels.
+    """
+    normal = torch.Generator().manual_seed(2)
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=normal)
+
+    places = torch.cartesian_prod(torch.zeros(1), torch.arange(16.0), torch.arange(16.0))
+    found = [
+        Denoiser(
+            "sd3-like",
+            _random(
+                diffusers.SD3Transformer2DModel,
+                sample_size=32,
+                num_layers=6,
+                num_attention_heads=12,
+                attention_head_dim=64,
+                joint_attention_dim=4096,
+                in_channels=16,
+                out_channels=16,
+                caption_projection_dim=768,
+                pooled_projection_dim=2048,
+                pos_embed_max_size=64,
+            ),
+            _steps(
+                (2, 16, 32, 32),
+                "timestep",
+                "hidden_states",
+                encoder_hidden_states=tensor(2, 154, 4096),
+                pooled_projections=tensor(2, 2048),
+            ),
+        ),
+        Denoiser(
+            "flux-like",
+            _random(
+                diffusers.FluxTransformer2DModel,
+                num_layers=3,
+                num_single_layers=6,
+                num_attention_heads=12,
+                attention_head_dim=64,
+                joint_attention_dim=4096,
+                in_channels=64,
+                pooled_projection_dim=768,
+                guidance_embeds=True,
+                axes_dims_rope=(16, 24, 24),
+            ),
+            _in_units(
+                _steps(
+                    (1, 256, 64),
+                    "timestep",
+                    "hidden_states",
+                    encoder_hidden_states=tensor(1, 256, 4096),
+                    pooled_projections=tensor(1, 768),
+                    guidance=torch.tensor([3.5]),
+                    img_ids=places,
+                    txt_ids=torch.zeros(256, 3),
+                )
+            ),
+        ),
+        Denoiser("emoji-vae", _emoji_decoder, lambda number: {"latents": _latents(number, 1, 4, 16, 16)}),
+        Denoiser(
+            "sd-1.5",
+            _random(diffusers.UNet2DConditionModel, sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+            _steps((2, 4, 64, 64), "timestep", "sample", encoder_hidden_states=tensor(2, 77, 768)),
+        ),
+    ]
+    return {entry.name: entry for entry in found}
+
+
+def _in_units(call: Callable[[int], dict[str, Any]]) -> Callable[[int], dict[str, Any]]:
+    """Calls with timesteps between 0 and 1."""
+
+    def scaled(number: int) -> dict[str, Any]:
+        given = call(number)
+        return {**given, "timestep": given["timestep"] / 1000}
+
+    return scaled
+
+
+def _latents(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

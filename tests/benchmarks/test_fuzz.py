@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_a_process_that_dies_is_a_failure(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(fuzz, "_Worker", Worker)
     monkeypatch.setattr(fuzz, "wait", list)
     tally, done = fuzz.Tally(), list[int]()
-    fuzz.run_all([2, 3, 4], 1, tmp_path, tally, done.append)
+    fuzz.run_all([2, 3, 4], 1, partial(fuzz.run, folder=tmp_path), tally, done.append)
     assert (tally.graphs, done) == (3, [2, 3, 4])
     assert tally.failures == {"3": "the process died with -11"}
 

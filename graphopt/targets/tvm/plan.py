@@ -155,7 +155,7 @@ def _cat(node: fx.Node, bound: dict[str, Any]) -> bool:
 
 def _attention(node: fx.Node, bound: dict[str, Any]) -> bool:
     values = bound["query"], bound["key"], bound["value"]
-    if not _floats(*values) or bound["dropout_p"] != 0.0 or bound["is_causal"]:
+    if not _floats(*values) or bound["dropout_p"] != 0.0:
         return False
     if not all(val(value).numel() for value in values):
         return False
@@ -163,7 +163,7 @@ def _attention(node: fx.Node, bound: dict[str, Any]) -> bool:
     if any(len(shape) != 4 for shape in shapes) or len({tuple(shape[:2]) for shape in shapes}) != 1:
         return False
     mask = bound["attn_mask"]
-    return mask is None or (_floats(mask) and val(mask).ndim == 4)
+    return mask is None or (_floats(mask) and val(mask).ndim == 4 and not bound["is_causal"])
 
 
 _KINDS: dict[Any, tuple[str, Any]] = {

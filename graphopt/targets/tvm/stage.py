@@ -320,7 +320,7 @@ class Builder:
             self.isa,
             shape,
             scale=scale,
-            causal=False,
+            causal=bool(bound["is_causal"]),
             mask=masked,
             arguments=["float32"] * len(after.pointers),
             query=element(query),
