@@ -17,8 +17,8 @@ from ..base import Kernel, Target
 class Tvm(Target):
     """Kernels written in TensorIR and compiled by LLVM, for float32 on x86 CPUs. Needs no compiler on the machine.
 
-    Matrix products with what follows them, attention, norms and pointwise operations are generated; convolutions and
-    whatever else is left to torch. Shapes are static.
+    Matrix products and convolutions with what follows them, attention, norms and pointwise operations are generated;
+    whatever else there is stays with torch. Shapes are static.
     """
 
     name: ClassVar[str] = "tvm"
