@@ -1,0 +1,420 @@
+"""One step on the CPU: the original, graphopt on its eager and TVM targets, torch.compile and OpenVINO, side by side.
+
+    python -m benchmarks.cpu_step                                     four models, without torch.compile
+    python -m benchmarks.cpu_step --contenders original,tvm,torch.compile
+    python -m benchmarks.cpu_step --models sd-1.5 --rounds 5          5 copies of the weights: 24 GB of memory
+
+Every contender has a copy of the module, computes in float32 and gets the same inputs: new latents and a timestep not
+seen before on every call; the prompt is that of one request. A round lets every contender, in random order, make some
+calls in a row, of which the first is not timed: it waits for the other's threads and brings weights to the caches, as
+the step before it would while sampling. A sample is the mean of the others.
+
+graphopt computes what depends on the prompt alone once per request, as it does for users; torch.compile and OpenVINO
+get the whole module and compute it at every step. ``--schedule N`` lets timesteps repeat after N calls, as from the
+second image on: then what depends on the timestep alone is also kept. Operations per second are of those that a
+contender performs (`graphopt.ir.cost`), as a share of what a kernel of nothing but multiply-adds within registers and
+the first level of cache reaches on as many threads.
+
+Outputs are compared with those of the original in float64, as the largest difference over the largest value. Exit
+status 1 when one is off by more than 1e-5 or a contender fails. What is not installed is left out, and said:
+``pip install openvino``; torch.compile needs g++.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import importlib.util
+import json
+import math
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+import graphopt
+from benchmarks.harness import Timing, interleave, paired
+from benchmarks.models import Denoiser, denoisers, more_models
+from graphopt.ir.stages import STAGES
+from graphopt.targets.tvm.target import Tvm
+
+MOST_OFF = 1e-5  # largest difference to float64, relative to the largest value
+MODELS = ("dit-s/2", "sd-like u-net", "emoji-dit", "emoji-unet")
+DEFAULT = ("original", "exact", "tvm", "openvino")
+_MANY = 500_000_000  # parameters: of larger models, copies share the weights
+
+Run = Callable[[dict[str, Any]], torch.Tensor]
+
+
+# -- contenders ------------------------------------------------------------------------------------------------------
+
+
+def _original(module: torch.nn.Module, given: dict[str, Any], threads: int) -> Run:
+    return lambda call: _first(module(**call))
+
+
+def _exact(module: torch.nn.Module, given: dict[str, Any], threads: int) -> Run:
+    graphopt.compile(module, target="eager", inputs=given, strict=True)
+    return lambda call: _first(module(**call))
+
+
+def _tvm(module: torch.nn.Module, given: dict[str, Any], threads: int) -> Run:
+    graphopt.compile(module, target=Tvm(), inputs=given, strict=True)
+    return lambda call: _first(module(**call))
+
+
+def _torch_compile(mode: str | None) -> Callable[[torch.nn.Module, dict[str, Any], int], Run]:
+    def build(module: torch.nn.Module, given: dict[str, Any], threads: int) -> Run:
+        import torch._inductor.config as config
+
+        config.freezing, config.force_disable_caches = True, True
+        compiled = torch.compile(module, mode=mode, dynamic=False)
+        return lambda call: _first(compiled(**call))
+
+    return build
+
+
+class _Positional(torch.nn.Module):
+    """A module as a function of the tensors among its arguments, which is what OpenVINO converts."""
+
+    def __init__(self, module: torch.nn.Module, given: dict[str, Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.leaves, self.spec = tree_flatten(given)
+        self.places = [place for place, leaf in enumerate(self.leaves) if isinstance(leaf, torch.Tensor)]
+
+    def tensors(self, given: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        leaves = tree_flatten(given)[0]
+        return tuple(leaves[place].contiguous() for place in self.places)
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        leaves: list[Any] = list(self.leaves)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            leaves[place] = tensor
+        return _first(self.module(**tree_unflatten(leaves, self.spec)))
+
+
+def _openvino(module: torch.nn.Module, given: dict[str, Any], threads: int) -> Run:
+    openvino = importlib.import_module("openvino")
+    positional = _Positional(module, given).eval()
+    tensors = positional.tensors(given)
+    model = openvino.convert_model(positional, example_input=tensors)
+    if len(model.inputs) != len(tensors):
+        raise ValueError(f"OpenVINO found {len(model.inputs)} inputs of {len(tensors)}")
+    model.reshape({number: list(tensor.shape) for number, tensor in enumerate(tensors)})
+    settings = {
+        "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }  # fmt: skip
+    request = openvino.compile_model(model, "CPU", settings).create_infer_request()
+
+    def run(call: dict[str, Any]) -> torch.Tensor:
+        arrays = [tensor.numpy() for tensor in positional.tensors(call)]
+        return torch.from_numpy(request.infer(arrays, share_inputs=True, share_outputs=True)[0])
+
+    return run
+
+
+CONTENDERS: dict[str, Callable[[torch.nn.Module, dict[str, Any], int], Run]] = {
+    "original": _original,
+    "exact": _exact,
+    "tvm": _tvm,
+    "torch.compile": _torch_compile(None),
+    "torch.compile max-autotune": _torch_compile("max-autotune"),
+    "openvino": _openvino,
+}
+
+
+def missing(contender: str) -> str | None:
+    """Why a contender cannot run here, or None."""
+    if contender == "openvino" and importlib.util.find_spec("openvino") is None:
+        return "not installed: pip install openvino"
+    if contender == "tvm" and importlib.util.find_spec("tvm") is None:
+        return "not installed: pip install 'graphopt[tvm]'"
+    if contender.startswith("torch.compile") and not (shutil.which("g++") or shutil.which("clang++")):
+        return "no C++ compiler"
+    return None
+
+
+def _first(result: Any) -> torch.Tensor:
+    """The one tensor of a result."""
+    found: torch.Tensor = result if isinstance(result, torch.Tensor) else result[0]
+    return found
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """What was measured of one model.
+
+    Attributes
+    ----------
+    times : seconds of every round, by contender.
+    compiling : seconds from the module to its first result.
+    off : difference to float64.
+    flops : of the step as a contender performs it; empty where no graphopt contender counted them.
+    left_out : contenders that did not run, and why; `failed` those of them that should have.
+    """
+
+    times: dict[str, list[float]] = field(default_factory=dict)
+    compiling: dict[str, float] = field(default_factory=dict)
+    off: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+    def complaints(self, name: str) -> list[str]:
+        """What makes the exit status 1."""
+        bad = [f"{name}, {contender}: off by {off:.1e}" for contender, off in self.off.items() if not off <= MOST_OFF]
+        return bad + [f"{name}, {contender}: {self.left_out[contender]}" for contender in self.failed]
+
+    def against(self, contender: str, base: str) -> Timing | None:
+        """A contender's time as a share of another's."""
+        if contender not in self.times or base not in self.times:
+            return None
+        return paired(contender, self.times[contender], self.times[base])
+
+
+def measure(
+    denoiser: Denoiser, contenders: Sequence[str], rounds: int, *, threads: int, calls: int = 3, schedule: int = 0
+) -> Result:
+    """Build the contenders one after the other, compare their outputs, and time them, right or wrong.
+
+    Parameters
+    ----------
+    calls : of a contender in a row; the first is not timed.
+    schedule : number of timesteps that repeat; 0 for a new one on every call.
+    """
+    result, runs = Result(), dict[str, Run]()
+    module = denoiser.make()
+    inputs = _inputs(denoiser, schedule)
+    checked = (-1, -2)
+    expected = _in_double(module, [inputs(number) for number in checked])
+    for name in contenders:
+        if reason := missing(name):
+            result.left_out[name] = reason
+            continue
+        mine = _copy(module)
+        try:
+            start = time.perf_counter()
+            with torch.no_grad():
+                run = CONTENDERS[name](mine, inputs(checked[0]), threads)
+                run(inputs(checked[0]))
+                result.compiling[name] = time.perf_counter() - start
+                got = [run(inputs(number)).clone() for number in checked]  # OpenVINO's results share its memory
+        except Exception as error:  # one contender that cannot run the model should not end the race of the others
+            result.left_out[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+            result.failed.append(name)
+            continue
+        result.off[name] = max(_difference(ours, true) for ours, true in zip(got, expected, strict=True))
+        _count(result, name, mine, schedule)
+        runs[name] = run
+    warm_up = max(1, -(-schedule // calls))
+    timed = {name: _timed(run) for name, run in runs.items()}
+
+    def turn(number: int) -> list[dict[str, Any]]:
+        return [inputs(number * calls + place) for place in range(calls)]
+
+    result.times = interleave(timed, turn, rounds=rounds, warm_up=warm_up)
+    return result
+
+
+def _timed(run: Run) -> Callable[[Sequence[dict[str, Any]]], float]:
+    def seconds(turn: Sequence[dict[str, Any]]) -> float:
+        time.sleep(0.02)  # threads of the contender before spin for a while
+        run(turn[0])
+        start = time.perf_counter()
+        for given in turn[1:]:
+            run(given)
+        return (time.perf_counter() - start) / len(turn[1:])
+
+    return seconds
+
+
+def _inputs(denoiser: Denoiser, schedule: int) -> Callable[[int], dict[str, Any]]:
+    """Calls by number, with timesteps that are new for a thousand calls, or repeat."""
+
+    def make(number: int) -> dict[str, Any]:
+        given = denoiser.call(number % 2**31)
+        if "timestep" in given:
+            place = number % (schedule or 1000)
+            when, whole = (981 - 617 * place) % 1000, not given["timestep"].is_floating_point()  # 617: coprime to 1000
+            given["timestep"] = torch.full_like(given["timestep"], when if whole else when / 1000)
+        return given
+
+    return make
+
+
+def _copy(module: torch.nn.Module) -> torch.nn.Module:
+    """A module with weights of its own, or with the same ones if there are many of them."""
+    weights = [*module.parameters(), *module.buffers()]
+    shared = sum(weight.numel() for weight in weights) > _MANY
+    return copy.deepcopy(module, {id(weight): weight for weight in weights} if shared else {})
+
+
+def _in_double(module: torch.nn.Module, calls: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
+    double = copy.deepcopy(module).double()
+
+    def widen(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    with torch.no_grad():
+        return [_first(double(**tree_map_only(torch.Tensor, widen, call))) for call in calls]
+
+
+def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
+    off = ((got.double() - expected).abs().max() / expected.abs().max()).item()
+    return off if math.isfinite(off) else math.inf
+
+
+def _count(result: Result, name: str, module: torch.nn.Module, schedule: int) -> None:
+    """FLOPs from the report of a compiled module; what it captured is what the others compute."""
+    if not hasattr(module, "_compiled_call_impl") or name not in ("exact", "tvm"):
+        return
+    variant = graphopt.report(module).modules[0].variants[-1]
+    at_each_step = {"common", "step"} if schedule else {*STAGES} - {"weights", "request"}
+    result.flops[name] = float(sum(stage.flops for stage in variant.stages if stage.name in at_each_step))
+    for other in CONTENDERS:
+        if other not in ("exact", "tvm"):
+            result.flops.setdefault(other, float(variant.captured_flops))
+
+
+def peak(threads: int, seconds: float = 1.0) -> float | None:
+    """Operations per second of multiply-adds on operands in registers and in the first level of cache.
+
+    The best of several runs on `threads` threads; None without TVM.
+    """
+    if importlib.util.find_spec("tvm") is None:
+        return None
+    import numpy as np
+
+    from graphopt.targets.tvm.build import Call, Library
+    from graphopt.targets.tvm.emit import Emitter, kernel
+    from graphopt.targets.tvm.isa import detect
+    from graphopt.targets.tvm.tile import tile
+
+    isa = detect()
+    rows, columns = isa.tile
+    depth, repeats, tasks = 16384 // (4 * columns), 2000, 2 * threads
+
+    def body(emitter: Emitter, buffers: Sequence[Any], task: Any) -> None:
+        a, b, c = buffers
+        with emitter.loop(repeats, "repeat"):
+            sums = tile(
+                emitter, rows, columns // isa.lanes, depth,
+                lambda row, k: emitter.load(a, k * rows + row),
+                lambda k, vector: emitter.load(b, k * columns + vector * isa.lanes, isa.lanes),
+            )  # fmt: skip
+            for row, vectors in enumerate(sums):
+                for vector, value in enumerate(vectors):
+                    emitter.store(c, (task * rows + row) * columns + vector * isa.lanes, value)
+
+    library = Library(isa, [[Call(kernel("peak", isa, ["float32"] * 3, tasks, body), 0)]])
+    operands = torch.randn(depth * rows), torch.randn(depth * columns), torch.empty(tasks * rows * columns)
+    table = np.array([tensor.data_ptr() for tensor in operands], dtype=np.int64)
+    work, best, end = 2.0 * rows * columns * depth * repeats * tasks, math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        library.run(0, table.ctypes.data)
+        best = min(best, time.perf_counter() - start)
+    return work / best
+
+
+# -- showing ---------------------------------------------------------------------------------------------------------
+
+
+def markdown(name: str, result: Result, peak_flops: float | None, threads: int) -> str:
+    """The table of one model, and how the TVM target compares with its peers."""
+    rounds = len(next(iter(result.times.values()), []))
+    base = next(iter(result.times), "")
+    lines = [
+        f"### {name}: one step, float32, {threads} threads, {rounds} rounds", "",
+        f"| contender | ms | of {base} | 95 % interval | GFLOP/s | of the peak | seconds to compile | error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for contender in result.times:
+        timing = result.against(contender, base)
+        assert timing is not None
+        rate = result.flops[contender] / timing.seconds if contender in result.flops else None
+        speed = f"{rate / 1e9:.0f}" if rate else "–"
+        share = f"{rate / peak_flops:.0%}" if rate and peak_flops else "–"
+        off = result.off[contender]
+        error = f"{off:.1e}" if off <= MOST_OFF else f"{off:.1e} **FAILED**"
+        lines.append(
+            f"| {contender} | {timing.seconds * 1e3:.2f} | {timing.ratio:.3f} | {timing.low:.3f} to {timing.high:.3f} "
+            f"| {speed} | {share} | {result.compiling[contender]:.1f} | {error} |"
+        )
+    lines.append("")
+    for peer in ("openvino", "torch.compile", "torch.compile max-autotune", "exact"):
+        if timing := result.against("tvm", peer):
+            lines.append(f"- tvm, of {peer}'s time: {timing.ratio:.3f} ({timing.low:.3f} to {timing.high:.3f})")
+    lines += [f"- {contender} left out: {reason}" for contender, reason in result.left_out.items()]
+    if peak_flops:
+        lines.append(f"- peak: {peak_flops / 1e9:.0f} GFLOP/s")
+    return "\n".join([*lines, ""])
+
+
+def _names(known: Mapping[str, Any], what: str) -> Callable[[str], list[str]]:
+    """Reads names with commas between them."""
+
+    def read(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"unknown {what} '{name}'; known are {', '.join(known)}")
+        return names
+
+    return read
+
+
+def main() -> int:
+    """Run the races asked for; 1 when a contender fails or computes something else."""
+    warnings.simplefilter("ignore")
+    diffusers.utils.logging.set_verbosity_error()
+    known = {**denoisers(), **more_models()}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=_names(known, "model"), default=list(MODELS), help="with commas in between")
+    parser.add_argument(
+        "--contenders", type=_names(CONTENDERS, "contender"), default=list(DEFAULT),
+        help=f"with commas in between; the others are compared with the first one (of {', '.join(CONTENDERS)})",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--calls", type=int, default=3, help="of a contender in a row; the first is not timed")
+    parser.add_argument("--schedule", type=int, default=0, metavar="N", help="timesteps repeat after N calls")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write all figures there as well")
+    options = parser.parse_args()
+    if options.calls < 2 or options.rounds < 1:
+        parser.error("at least two calls, the first of which is not timed, and one round")
+    torch.set_num_threads(options.threads)
+    found, bad = dict[str, Any](), list[str]()
+    fastest: float | None = None
+    for name in options.models:
+        if (now := peak(options.threads)) is not None:  # what another program takes away would make it too low
+            fastest = max(now, fastest or 0.0)
+        result = measure(
+            known[name], options.contenders, options.rounds,
+            threads=options.threads, calls=options.calls, schedule=options.schedule,
+        )  # fmt: skip
+        print(markdown(name, result, fastest, options.threads), flush=True)
+        bad += result.complaints(name)
+        found[name] = asdict(result)
+        if options.json:
+            options.json.write_text(json.dumps({"peak": fastest, "models": found}, indent=1) + "\n", encoding="utf-8")
+    print("verdict: " + ("FAILED: " + "; ".join(bad) if bad else f"outputs are within {MOST_OFF:.0e} of float64's"))
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
