@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphopt.cli._app import AsJson, Debug, note, out, phase
-from graphopt.cli._history import ModuleName, module_named
+from graphopt.cli._history import ModuleName, check_module, module_named
 from graphopt.cli._request import (
     PROMPT,
     SEED,
@@ -31,7 +31,7 @@ from graphopt.cli._request import (
     Watched,
     watched,
 )  # fmt: skip
-from graphopt.errors import GraphoptError, UsageError, nearest
+from graphopt.errors import GraphoptError
 
 if TYPE_CHECKING:
     from graphopt.debug.machine import Machine
@@ -76,8 +76,8 @@ def profile(
                       watched(target), pass_pipeline, tuple(one_pass or ()))  # fmt: skip
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     session = request.open()
+    check_module(session, module)
     session.compile()
-    _check_module(session, module)
     with phase("compiling and sampling"):
         session.sample()
     name, others, stages = _recorded(session, module)
@@ -154,14 +154,6 @@ def _submodule(node: NodeTime) -> str:
 
 
 # -- recording ---------------------------------------------------------------------------------------------------------
-
-
-def _check_module(session: Session, module: str | None) -> None:
-    from graphopt.compile import compiled_calls
-
-    known = [entry.name for entry in compiled_calls(session.pipe)]
-    if module is not None and module not in known:
-        raise UsageError(f"there is no compiled module '{module}'", where="--module", hint=nearest(module, known))
 
 
 def _recorded(session: Session, module: str | None) -> tuple[str, list[str], list[Recorded]]:
