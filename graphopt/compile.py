@@ -6,8 +6,7 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -23,7 +22,7 @@ from graphopt.errors import TargetError, UsageError, nearest
 from graphopt.ir.driver import Observers, check_order, run_pipeline
 from graphopt.ir.program import Program, Role
 from graphopt.ir.relations import Relation, specialise
-from graphopt.ir.rewrite import Observer, Pass
+from graphopt.ir.rewrite import Observer, Pass, check_is_pass
 from graphopt.ir.stages import Part, split
 from graphopt.ir.verify import example_value
 from graphopt.runtime.evict import Eviction, bring_back
@@ -113,7 +112,7 @@ def _compile(
         raise UsageError(f"max_bytes is {max_bytes}", hint="bytes that kept results may take: 0 or more")
     eviction = Eviction.of(evict)
     sampler, examples = _recorded(x, inputs, pure, strict)
-    found = [(name, module) for name, module, _, _ in examples] if sampler else list(_modules(x))
+    found = [(name, module) for name, module, _, _ in examples] if sampler else list(modules(x))
     _check_inputs(x, inputs)
     takers = [(CallTaker(m.forward, NUMBERS_AS_TENSORS), CallTaker(m.forward)) for _, m in found]
     check_roles(roles or {}, [with_numbers.parameters for with_numbers, _ in takers])
@@ -269,7 +268,7 @@ class _Builder:
 def restore(x: Any) -> None:
     """Undo `compile`: the module or every component of the pipeline runs as if graphopt had never seen it."""
     _check_compiled(x)
-    for _, module in _modules(x):
+    for _, module in modules(x):
         if isinstance(module._compiled_call_impl, Installed):
             _put_back(module, module._compiled_call_impl.before)
             bring_back(module)
@@ -294,7 +293,7 @@ def compiled_calls(x: Any) -> list[Installed]:
     Raises UsageError when nothing in `x` is compiled.
     """
     _check_compiled(x)
-    found = [module._compiled_call_impl for _, module in _modules(x)]
+    found = [module._compiled_call_impl for _, module in modules(x)]
     if not any(isinstance(entry, Installed) for entry in found):
         raise UsageError(f"this {type(x).__name__} is not compiled", hint="call graphopt.compile(x) first")
     return [entry for entry in found if isinstance(entry, Installed)]
@@ -312,7 +311,7 @@ def _is_pipeline(x: Any) -> bool:
     return diffusers is not None and isinstance(x, diffusers.DiffusionPipeline)
 
 
-def _modules(x: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+def modules(x: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     """The modules of `x` that are compiled, with their names."""
     if isinstance(x, torch.nn.Module):
         yield type(x).__name__, x
@@ -394,13 +393,10 @@ def _pipeline(pipeline: Sequence[Pass] | str | None, target: Target) -> tuple[Pa
         if pipeline not in pipelines.PIPELINES:
             raise UsageError(f"unknown pipeline '{pipeline}'", hint=nearest(pipeline, pipelines.PIPELINES))
         return pipelines.PIPELINES[pipeline]
-    given: list[Any] = [pipeline] if isinstance(pipeline, Pass) else list(pipeline)
+    chosen: Any = pipeline
+    given: list[Any] = list(chosen) if isinstance(chosen, Iterable) else [chosen]
     for entry in given:
-        if not isinstance(entry, Pass):
-            raise UsageError(f"{entry!r} is not a pass", where="pipeline", hint="pass instances: MergeLinears()")
-        if not is_dataclass(entry):
-            hint = "its fields are its options: @dataclass(frozen=True)"
-            raise UsageError(f"the pass {type(entry).__name__} is not a dataclass", where="pipeline", hint=hint)
+        check_is_pass(entry, "pipeline")
     pipeline = tuple(given)
     check_order(pipeline)
     return pipeline

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +17,13 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from graphopt.errors import GraphoptError, UsageError
+from graphopt.errors import GraphoptError, UsageError, nearest
 
-FAILURE, USAGE = 1, 2
+FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
 
 class Group(TyperGroup):
-    """Turns errors into messages and exit codes: 2 for the user's, 1 for all others."""
+    """Turns errors into messages and exit codes: 2 for the user's, 130 for an interrupt, 1 for all others."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         _quieten()
@@ -33,12 +34,24 @@ class Group(TyperGroup):
                 raise
             complain(error.what, error.where, error.hint)
             raise typer.Exit(USAGE if isinstance(error, UsageError) else FAILURE) from None
+        except KeyboardInterrupt:
+            if debugging(ctx):
+                traceback.print_exc()
+            errors().print("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
         except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             if debugging(ctx) or isinstance(error, BrokenPipeError) or _is_click(error):
                 raise
             first = str(error).strip().splitlines() or [""]
             complain(f"{type(error).__name__}: {first[0]}", "", "run the same command with --debug for the traceback")
             raise typer.Exit(FAILURE) from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer does, but a command that there is not is an error that names those there are."""
+        if args and not ctx.resilient_parsing and args[0] not in self.commands and not args[0].startswith("-"):
+            hint = f"{nearest(args[0], self.commands)}; graphopt --help says what each does"
+            raise UsageError(f"there is no command '{args[0]}'", where="graphopt", hint=hint)
+        return super().resolve_command(ctx, args)
 
 
 def _is_click(error: BaseException) -> bool:

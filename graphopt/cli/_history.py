@@ -34,9 +34,19 @@ def compilation(session: Session, module: str | None) -> Compilation:
     """
     from graphopt.debug.history import History
 
+    check_module(session, module)
     history = History()
     session.run(observers=[history], target="eager")
     return newest(history, module, session)
+
+
+def check_module(session: Session, module: str | None) -> None:
+    """Raise UsageError for a module that the pipeline does not have, before anything is compiled."""
+    from graphopt.compile import modules
+
+    known = [name for name, _ in modules(session.pipe)]
+    if module is not None and module not in known:
+        raise UsageError(f"there is no compiled module '{module}'", where="--module", hint=nearest(module, known))
 
 
 def newest(history: History, module: str | None, session: Session) -> Compilation:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # Of graphopt.pipelines, whose import takes torch's.
 _PIPELINES = ("bitwise", "exact", "generated", "loop", "none", "packed")
 
+# Options that are amounts, by the unit that ends their names.
+_AMOUNT = re.compile(r"(^|_)(bytes?|flops|terms|calls|steps|saved|growth)$")
+
 
 def check_names(target: str, passes: str | None, extra: Sequence[str] = ()) -> None:
     """Refuse unknown names at once, before torch is imported; with plug-ins installed, only they know theirs.
@@ -229,6 +232,8 @@ def _made(cls: type[Pass], options: str | None, where: str) -> Pass:
                 raise UsageError(f"pass '{name}' has no option '{key}'", where=where, hint=nearest(key, known))
             if isinstance(known[key], int | float) and not isinstance(value, int | float):
                 raise TypeError(f"{key} is a number, not {value!r}")
+            if isinstance(value, int | float) and value < 0 and _AMOUNT.search(key):
+                raise ValueError(f"{key} cannot be negative: {value}")
             if type(known[key]) is int and isinstance(value, float) and value.is_integer():
                 given[key] = int(value)  # 1e8
         return cls(**given)

@@ -6,21 +6,12 @@ from typing import TYPE_CHECKING
 
 from graphopt.cli._app import phase
 from graphopt.cli._history import module_named
-from graphopt.errors import GraphoptError, UsageError, nearest
+from graphopt.errors import GraphoptError
 
 if TYPE_CHECKING:
     from graphopt.cli._request import Session
     from graphopt.debug.profile import Recorded
     from graphopt.runtime.installed import Installed
-
-
-def check_module(session: Session, module: str | None) -> None:
-    """Raise UsageError where no compiled module has this name."""
-    from graphopt.compile import compiled_calls
-
-    known = [entry.name for entry in compiled_calls(session.pipe)]
-    if module is not None and module not in known:
-        raise UsageError(f"there is no compiled module '{module}'", where="--module", hint=nearest(module, known))
 
 
 def recorded(session: Session, module: str | None) -> tuple[str, list[str], list[Recorded]]:

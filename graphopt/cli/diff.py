@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphopt.cli._app import AsJson, Debug, note, out
+from graphopt.debug.numbered import near_dump
 from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ def diff(
 
         graphopt diff before after
 
-        graphopt diff dumps/016_fold_constants.py dumps/017_hoist.py --json | jq .counts
+        graphopt diff dumps/017_fold_constants.py dumps/018_hoist.py --json | jq .counts
     """
     for path in (a, *([b] if b else [])):
         if not path.exists():
-            raise UsageError("there is no such file or folder", where=str(path), hint="graphopt trace writes dumps")
+            raise UsageError("there is no such file or folder", where=str(path), hint=near_dump(path))
     if b is not None and a.is_dir() != b.is_dir():
         a, b = (a / b.name, b) if a.is_dir() else (a, b / a.name)
     if b is None and not a.is_dir():

@@ -1,4 +1,4 @@
-"""What runs when a dump is run: ``python DIR/007_hoist.py``."""
+"""What runs when a dump is run: ``python DIR/018_hoist.py``."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphopt.cli._app import AsJson, Debug, out
-from graphopt.cli._history import ModuleName, errors_of, newest
+from graphopt.cli._history import ModuleName, check_module, errors_of, newest
 from graphopt.cli._request import (
     PROMPT,
     SEED,
@@ -120,6 +120,7 @@ def graph(
     request = Request(pipeline, prompt, steps, seed, height=height, width=width, arg=tuple(arg or ()), dtype=dtype,
                       target=watched(target), pass_pipeline=pass_pipeline, passes=tuple(one_pass or ()))  # fmt: skip
     session = request.open()
+    check_module(session, module)
     number = None if after is None else _number(after, session)
     if compare and number == 0:
         raise UsageError("there is nothing before the captured program", where="--compare", hint="--after PASS")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphopt.cli._app import AsJson, Debug, note, out, phase
-from graphopt.cli._history import ModuleName
-from graphopt.cli._recorded import check_module, recorded
+from graphopt.cli._history import ModuleName, check_module
+from graphopt.cli._recorded import recorded
 from graphopt.cli._request import (
     PROMPT,
     SEED,
@@ -70,8 +70,8 @@ def kernels(
     request = Request(pipeline, prompt, steps, seed, height, width, tuple(arg or ()), None,
                       "tvm", pass_pipeline, tuple(one_pass or ()))  # fmt: skip
     session = request.open()
-    session.compile()
     check_module(session, module)
+    session.compile()
     with phase("compiling and sampling"):
         session.sample()
     name, others, stages = recorded(session, module)

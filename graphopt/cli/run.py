@@ -71,7 +71,7 @@ def run(
 
         graphopt run my_module:make_pipeline --prompt "a cabin" --pass my_module:MyPass
 
-        graphopt run --from dumps/007_hoist.py --then rest
+        graphopt run --from dumps/018_hoist.py --then rest
 
     With --from, what is not given is as the journal beside the dump says.
     """

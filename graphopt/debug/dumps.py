@@ -1,4 +1,4 @@
-"""Programs as files that run, can be edited, and are read back: ``007_hoist.py``, with constants beside them.
+"""Programs as files that run, can be edited, and are read back: ``018_hoist.py``, with constants beside them.
 
 >>> from graphopt.debug.dumps import load, save
 >>> from graphopt.testing import sketch
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from graphopt.debug.numbered import near_dump
 from graphopt.errors import UsageError
 from graphopt.ir.printer import dump
 from graphopt.ir.program import Program
@@ -75,9 +76,8 @@ def source(path: Path) -> str:
         raise UsageError("this is a folder, not a dump", where=str(path), hint="give one of its files") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(
-            f"the dump cannot be read: {reason}", where=str(path), hint="graphopt trace writes dumps"
-        ) from None
+        hint = near_dump(path) if isinstance(error, FileNotFoundError) else "graphopt trace writes dumps"
+        raise UsageError(f"the dump cannot be read: {reason}", where=str(path), hint=hint) from None
 
 
 def load_constants(program: Program, path: Path) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 A `Given` stands first in a pipeline, and passes that follow go on from the dump::
 
-    graphopt.compile(pipe, pipeline=(Given("dumps/007_hoist.py"), Tabulate()), target="eager")
+    graphopt.compile(pipe, pipeline=(Given("dumps/018_hoist.py"), Tabulate()), target="eager")
 
 where: the Program is the one that the dump was made of: the same module, inputs, roles, shapes and results. All others,
     those of other modules and other shapes, stay as they are.

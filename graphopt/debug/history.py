@@ -76,7 +76,7 @@ class Snapshot:
 
     @property
     def slug(self) -> str:
-        """``007_hoist``: sorts as passes run, and names a file."""
+        """``018_hoist``: sorts as passes run, and names a file."""
         return f"{self.number:03}_{self.pass_.name if self.pass_ else self.name}"
 
 

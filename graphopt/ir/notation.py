@@ -98,14 +98,14 @@ _TENSOR = re.compile(r"(\w+)\[([^]]*)\](?: strides \(([^)]*)\))?(?: on (\S+))?")
 
 
 def tensor(text: str, known: Mapping[str, Any]) -> torch.Tensor:
-    """The tensor that `describe` has written; `known` are the symbolic sizes by name. Raises ValueError."""
+    """The tensor that `describe` has written; `known` are the symbolic sizes. Raises UsageError or ValueError."""
     match = _TENSOR.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"'{text}' is no tensor such as f32[2, 3]")
     kind, shape, strides, place = match.groups()
     dtype = _dtype(kind)
     if dtype is None:
-        raise ValueError(f"'{kind}' is no dtype ({nearest(kind, _LONG)})")
+        raise UsageError(f"'{kind}' is no dtype", hint=nearest(kind, _LONG))
     size = _numbers(shape, known)
     if strides is None:
         return torch.empty(size, dtype=dtype, device=place)
@@ -123,7 +123,8 @@ def is_tensor(text: str) -> bool:
 
 def _dtype(kind: str) -> torch.dtype | None:
     found = _LONG.get(kind, getattr(torch, kind, None))
-    return found if isinstance(found, torch.dtype) else None
+    plain = kind in _LONG or str(found) == f"torch.{kind}"  # torch.float and others are second names
+    return found if isinstance(found, torch.dtype) and plain else None
 
 
 def _numbers(text: str, known: Mapping[str, Any]) -> list[Any]:
@@ -278,4 +279,5 @@ def read(node: ast.expr | None, names: Mapping[str, fx.Node]) -> Any:
             raise UsageError(what, hint="give it a line and a name of its own above this one")
         case ast.Attribute():
             return attribute(node)
-    raise ValueError(f"cannot read the argument {ast.unparse(node)}")
+    hint = "an argument is a name or a value; what is computed has a line of its own: y = ops.aten.mul.Tensor(x, 2)"
+    raise UsageError(f"cannot read the argument {ast.unparse(node)}", hint=hint)

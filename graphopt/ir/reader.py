@@ -7,6 +7,8 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import logging
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import TreeSpec, treespec_loads
 
-from graphopt.errors import UsageError, nearest
+from graphopt.errors import GraphoptError, UsageError, nearest
 from graphopt.ir.layout import has_symbols
 from graphopt.ir.notation import ROOTS, close, describe, is_tensor, read, sizes, target, tensor
 from graphopt.ir.program import ROLES, Input, Program, fake_mode, infer
@@ -173,9 +175,19 @@ def _read_lines(
                     if not inside:
                         _annotate(names[name], parts.comments, function, statement)
                 case _:
-                    raise ValueError("a line must read: name = operator(arguments)")
+                    raise UsageError("a line must read: name = operator(arguments)", hint=_in_place_of(statement))
     if not done:
-        raise parts.at(function, ValueError(f"'{function.name}' returns nothing"))
+        what = f"'{function.name}' returns nothing"
+        raise parts.at(function, UsageError(what, hint="end it with its results: return (name,)"))
+
+
+def _in_place_of(statement: ast.stmt) -> str:
+    """What to do about a line that is no call of an operator."""
+    match statement:
+        case ast.Expr(value=ast.Call(func=ast.Name(id="print"))):
+            return "take it out: print is for running the file itself, with python"
+        case _:
+            return "take the line out, or write what it computes with operators: y = ops.aten.mul.Tensor(x, 2)"
 
 
 def _annotate(node: fx.Node, comments: Comments, function: ast.FunctionDef, statement: ast.stmt) -> None:
@@ -183,7 +195,7 @@ def _annotate(node: fx.Node, comments: Comments, function: ast.FunctionDef, stat
 
     Operators do not agree on the strides of dimensions of size 1, which say nothing: those of the dump hold.
     """
-    node.meta["val"] = value = infer(node)
+    node.meta["val"] = value = _inferred(node)
     first, last = statement.lineno, statement.end_lineno or statement.lineno
     remark = comments.remark(first, last, value)
     text = remark.pop("val", "")
@@ -193,6 +205,35 @@ def _annotate(node: fx.Node, comments: Comments, function: ast.FunctionDef, stat
             if (noted.shape, noted.dtype, noted.device) == (value.shape, value.dtype, value.device):
                 node.meta["val"] = noted if steps(noted) == steps(value) else value
     node.meta |= comments.origin(function.lineno, first) | remark
+
+
+def _inferred(node: fx.Node) -> Any:
+    """The value of a node. Raises UsageError with what torch says of its arguments, and with their shapes."""
+    try:
+        with _unlogged("torch._subclasses.fake_tensor"):
+            return infer(node)
+    except GraphoptError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+        given = ", ".join(f"{entry.name} is {describe(entry.meta['val'])}" for entry in node.all_input_nodes)
+        hint = "change the arguments so that the operator takes them" + f": {given}" * bool(given)
+        raise UsageError(said, hint=hint) from error
+
+
+@contextlib.contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    """Inside, a logger says nothing of this thread: torch logs the traceback of what it then raises."""
+    here, logger = threading.get_ident(), logging.getLogger(name)
+
+    def elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != here
+
+    logger.addFilter(elsewhere)
+    try:
+        yield
+    finally:
+        logger.removeFilter(elsewhere)
 
 
 def _subgraph(

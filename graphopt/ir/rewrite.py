@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from torch import fx
 
-from graphopt.errors import GraphoptError, PassError, nearest
+from graphopt.errors import GraphoptError, PassError, UsageError, nearest
 from graphopt.ir.effects import has_effect
 from graphopt.ir.program import Program
 from graphopt.ir.stages import Part
@@ -96,6 +96,22 @@ class Pass(ABC):
     @abstractmethod
     def rewrite(self, program: Program, match: Match) -> None:
         """Change the graph at one legal match."""
+
+
+def check_is_pass(entry: Any, where: str) -> None:
+    """Raise UsageError for what is no pass, saying what to write instead."""
+    if isinstance(entry, Pass):
+        if not hasattr(entry, "__dataclass_fields__"):
+            hint = "its fields are its options: @dataclass(frozen=True)"
+            raise UsageError(f"the pass {type(entry).__name__} is not a dataclass", where=where, hint=hint)
+        return
+    hint, what = "pass instances: MergeLinears()", repr(entry)
+    if isinstance(entry, type) and issubclass(entry, Pass):
+        hint, what = f"an instance of it: {entry.__name__}()", f"the class {entry.__name__}"
+    elif isinstance(entry, Sequence) and entry and all(isinstance(inner, Pass) for inner in entry):
+        hint = "with a star its passes stand one by one: (*graphopt.pipelines.exact, MyPass())"
+        what = f"a {type(entry).__name__} of {len(entry)} passes"
+    raise UsageError(f"{what} is not a pass", where=where, hint=hint)
 
 
 def pass_name(cls: type) -> str:

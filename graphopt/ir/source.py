@@ -13,6 +13,7 @@ from typing import Any
 from graphopt.errors import GraphoptError, UsageError
 from graphopt.ir.remarks import Comments
 
+SKETCH = "<sketch>"  # stands for the file of what `graphopt.testing.sketch` was given
 _HINT = "dumps are written by graphopt.ir.printer.dump, and by graphopt trace"
 
 
@@ -31,7 +32,7 @@ class Source:
     def of(cls, text: str, filename: str) -> Source:
         """Raises UsageError where the text is not Python."""
         lines = re.split(r"\r\n?|\n", text.removeprefix("\ufeff"))
-        text = "\n".join(lines)
+        text, kind = "\n".join(lines), "sketch" if filename == SKETCH else "dump"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what Python thinks of the style of an edit is no matter here
@@ -41,7 +42,7 @@ class Source:
                 )  # finds what parsing does not: parameters given twice
         except SyntaxError as error:
             shown = f": {(error.text or lines[(error.lineno or 1) - 1]).strip()}" if lines else ""
-            raise UsageError(f"not a readable dump: {error.msg}{shown}", where=f"{filename}:{error.lineno}",
+            raise UsageError(f"not a readable {kind}: {error.msg}{shown}", where=f"{filename}:{error.lineno}",
                              hint="a line must read: name = operator(arguments)") from error  # fmt: skip
         except (ValueError, RecursionError, MemoryError) as error:
             what = str(error) if isinstance(error, ValueError) else "an expression is nested too deeply"
@@ -53,6 +54,11 @@ class Source:
             elif isinstance(node, ast.FunctionDef):
                 found.functions[node.name] = node
         return found
+
+    @property
+    def kind(self) -> str:
+        """What the text is to its author: a dump, or the lines of `graphopt.testing.sketch`."""
+        return "sketch" if self.filename == SKETCH else "dump"
 
     def function(self, name: str) -> ast.FunctionDef:
         if name not in self.functions:
@@ -104,7 +110,7 @@ class Source:
         what = error.what if isinstance(error, GraphoptError) else str(error).strip().partition("\n")[0]
         kind = "" if known or isinstance(error, ValueError) else f"{type(error).__name__}: "
         return UsageError(
-            f"cannot read a line of the dump: {kind}{what}",
+            f"cannot read a line of the {self.kind}: {kind}{what}",
             where=f"{self.filename}:{number}: {self.lines[number - 1].strip()}",
             hint=error.hint if isinstance(error, GraphoptError) else "",
         )

@@ -11,9 +11,9 @@ from graphopt.errors import UsageError, VerificationError
 from graphopt.ir.driver import run_pass
 from graphopt.ir.printer import dump
 from graphopt.ir.program import Program
-from graphopt.ir.rewrite import Match, Observer, Pass, Refusal, spell
+from graphopt.ir.rewrite import Match, Observer, Pass, Refusal, check_is_pass, spell
 from graphopt.ir.verify import compare, evaluate, example_inputs
-from graphopt.testing.sketches import body_lines
+from graphopt.testing.sketches import Traced, body_lines, program_of
 
 _SHOWN = 60  # lines of a difference
 
@@ -67,7 +67,7 @@ class Checked:
 
 def check_pass(
     pass_: Pass,
-    program: Program,
+    program: Program | Traced,
     *,
     seeds: int = 2,
     idempotent: bool = True,
@@ -84,6 +84,7 @@ def check_pass(
 
     Parameters
     ----------
+    program : a Program, or what `sketch` and `trace` give.
     seeds : how many sets of inputs to try.
     idempotent : whether to check that the pass leaves its own result alone.
     golden : file with the text that the Program must have after the pass, line for line.
@@ -93,8 +94,10 @@ def check_pass(
     ------
     VerificationError : says what does not hold, and shows what the pass changed.
     PassError : the pass raised.
-    UsageError : there is no golden file yet.
+    UsageError : there is no golden file yet; or this is no pass, or no Program.
     """
+    check_is_pass(pass_, "check_pass")
+    program = program_of(program, "check_pass")
     recorder, untouched = Recorder(), dump(program)
     after = run_pass(pass_, program, recorder)
     if dump(program) != untouched:

@@ -17,10 +17,11 @@ from graphopt.ir.driver import run_pass
 from graphopt.ir.effects import has_effect
 from graphopt.ir.printer import dump
 from graphopt.ir.program import Program, Role
-from graphopt.ir.rewrite import Match, Pass, spell
+from graphopt.ir.rewrite import Match, Pass, check_is_pass, spell
 from graphopt.ir.stages import split
 from graphopt.ir.verify import compare, evaluate, example_inputs, spread
 from graphopt.testing.checks import changes
+from graphopt.testing.sketches import Traced, program_of
 
 # Roles whose inputs change together from one call to the next: within a step, between steps, between requests.
 _CHANGES: tuple[frozenset[Role], ...] = (
@@ -48,7 +49,7 @@ class Ran:
     uncertain: int = 0
 
 
-def check_sequence(passes: Sequence[Pass], program: Program, *, seed: int = 0) -> Ran:
+def check_sequence(passes: Sequence[Pass], program: Program | Traced, *, seed: int = 0) -> Ran:
     r"""Run passes one after the other and check after each what must hold of any pass in any order.
 
     - The result is valid and has the boundary of what went in (`graphopt.ir.verify.verify`); random operations, and
@@ -63,7 +64,7 @@ def check_sequence(passes: Sequence[Pass], program: Program, *, seed: int = 0) -
     Raises
     ------
     PassError : says after which pass what does not hold.
-    UsageError : the Program itself cannot be run.
+    UsageError : the Program itself cannot be run; or there is what is no pass, or no Program.
 
     >>> from graphopt.passes import FoldConstants, RemoveDead
     >>> from graphopt.testing import sketch
@@ -71,7 +72,9 @@ def check_sequence(passes: Sequence[Pass], program: Program, *, seed: int = 0) -
     >>> dict(check_sequence([FoldConstants(), RemoveDead()], before.program).fired)
     {'fold_constants': 1, 'remove_dead': 1}
     """
-    return _Run(program, seed).over(passes)
+    for entry in passes:
+        check_is_pass(entry, "check_sequence")
+    return _Run(program_of(program, "check_sequence"), seed).over(passes)
 
 
 class _Run:

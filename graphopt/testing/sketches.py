@@ -11,10 +11,12 @@ import torch
 
 from graphopt.capture.calls import CallTaker
 from graphopt.capture.export import capture
+from graphopt.errors import UsageError
 from graphopt.ir.driver import run_pass
 from graphopt.ir.printer import dump, parse
 from graphopt.ir.program import Program, Role
-from graphopt.ir.rewrite import Pass
+from graphopt.ir.rewrite import Pass, check_is_pass
+from graphopt.ir.source import SKETCH
 
 
 class _Function(torch.nn.Module):
@@ -41,11 +43,21 @@ class Traced:
         """
         program = self.program
         for pass_ in passes:
+            check_is_pass(pass_, "Traced.rewritten")
             program = run_pass(pass_, program)
         bare = program.copy()
         for node in bare.graph.nodes:
             node.meta.pop("rules", None)
         return Traced(bare)
+
+
+def program_of(given: Program | Traced, where: str) -> Program:
+    """The Program itself. Raises UsageError where there is none."""
+    program: Any = given.program if isinstance(given, Traced) else given
+    if not isinstance(program, Program):
+        hint = "make one with graphopt.testing.sketch or graphopt.testing.trace"
+        raise UsageError(f"this {type(given).__name__} is not a Program", where=where, hint=hint)
+    return program
 
 
 def body_lines(program: Program) -> list[str]:
@@ -91,4 +103,4 @@ def sketch(body: str, **inputs: str) -> Traced:
         role, value = text.split(" ", 1) if "[" not in text.split(" ")[0] else ("state", text)
         table[name] = (role, name, value)
     lines = textwrap.indent(textwrap.dedent(body).strip(), "    ")
-    return Traced(parse(f"INPUTS = {table!r}\n\n\ndef program({', '.join(table)}):\n{lines}\n", "<sketch>"))
+    return Traced(parse(f"INPUTS = {table!r}\n\n\ndef program({', '.join(table)}):\n{lines}\n", SKETCH))

@@ -186,3 +186,20 @@ def test_what_comments_say_survives_reformatting() -> None:
     assert (add.meta["module"], add.meta["source"]) == ("block.0", "my folder/model.py:3")
     assert (sin.meta["placement"], sin.meta["rules"]) == ({"condition"}, ("hoist", "tabulate"))
     assert add.meta["placement"] == {"time"} and "rules" not in add.meta
+
+
+def test_a_missing_dump_suggests_that_of_its_pass(run: Run, tmp_path: Path) -> None:
+    for name in ("000_captured.py", "010_share_repeats.py", "012_share_repeats.py", "018_hoist.py"):
+        (tmp_path / name).write_text("")
+    for name, expected in (
+        ("007_hoist.py", "did you mean 018_hoist.py?"),
+        ("009_share_repeats.py", "did you mean 010_share_repeats.py or 012_share_repeats.py?"),
+        ("captured.py", "did you mean 000_captured.py?"),
+        ("018_hiost.py", "did you mean '018_hoist.py'?"),
+        ("unlike", "graphopt trace writes dumps"),
+    ):
+        file = str(tmp_path / name)
+        for arguments in (("diff", file, file), ("run", "emoji-unet", "--from", file)):
+            result = run(*arguments)
+            assert result.exit_code == 2
+            assert f"next: {expected}" in " ".join(result.stderr.split())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from graphopt import pipelines, plugins
-from graphopt.cli import _load, _options
+from graphopt.cli import _load, _options, _request
 from tests.cli.conftest import Run
 
 FACTORIES = "tests.cli.factories"
@@ -57,7 +57,18 @@ FACTORIES = "tests.cli.factories"
         (["demo", "--steps", "0"], 2, r"--steps"),
         (["passes", "hoits"], 2, r"no pass 'hoits'"),
         (["passes", "--nonsense"], 2, r"--nonsense"),
-        (["dmeo"], 2, r"dmeo"),
+        (["dmeo"], 2, r"no command 'dmeo'.*next: did you mean 'demo'\? \(one of: bisect, .*\); graphopt --help"),
+        (["frobnicate", "x"], 2, r"no command 'frobnicate'.*next: one of: bisect, .*trace; graphopt --help"),
+        (["report", "emoji-unet", "--pass", "hoist{max_bytes=-5}"], 2, r"max_bytes cannot be negative: -5.*hoist"),
+        (["report", "emoji-unet", "--pass-pipeline", "tabulate{flops_per_byte=-inf}"], 2, r"flops_per_byte cannot be"),
+        (["report", "emoji-unet", "--pass", "pack_weights{max_terms=-1}"], 2, r"max_terms cannot be negative: -1"),
+        (
+            ["explain", "emoji-unet", "hoist", "--module", "nope"],
+            2,
+            r"module 'nope'.*--module.*vae.decoder",
+        ),
+        (["trace", "emoji-unet", "--module", "unett"], 2, r"no compiled module 'unett'.*did you mean 'unet'"),
+        (["graph", "emoji-unet", "--module", "vae.decodr"], 2, r"'vae.decodr'.*did you mean 'vae.decoder'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -68,6 +79,31 @@ def test_says_what_where_and_what_next(
     assert result.exit_code == code
     assert result.stdout == ""
     assert re.search(expected, " ".join(result.stderr.split())), result.stderr
+
+
+@pytest.mark.parametrize("place", ["graphopt.cli.main", "torch"])
+def test_an_interrupt_is_one_line(place: str) -> None:
+    """Wherever it comes: while the command line is imported, or in the middle of a command."""
+    code = (
+        "import sys\n"
+        "from graphopt.__main__ import main\n"
+        "place = sys.argv.pop(1)\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *others):\n"
+        "        if name == place: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", code, place, "report", "emoji-unet"]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+def test_a_module_is_checked_before_anything_is_sampled(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setattr(_request.Session, "sample", lambda *arguments, **call: pytest.fail("sampled"))
+    for arguments in (["trace"], ["graph"], ["profile"], ["explain", "hoist"]):
+        result = run(arguments[0], "emoji-unet", *arguments[1:], "--module", "nope")
+        assert result.exit_code == 2 and "there is no compiled module 'nope'" in result.stderr
 
 
 def test_folder_that_is_no_pipeline(tmp_path: Path, run: Run) -> None:

@@ -107,7 +107,7 @@ def test_no_other_module_is_shown_in_the_denoisers_place(
 def test_an_unknown_module(run: Run) -> None:
     result = run("graph", PIPELINE, "--steps", "2", "--module", "vae")
     assert result.exit_code == 2
-    assert "no module 'vae' was compiled" in result.output
+    assert "there is no compiled module 'vae'" in result.output
     assert "one of: unet" in result.output
 
 

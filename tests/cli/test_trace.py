@@ -169,7 +169,7 @@ def test_an_earlier_trace_is_replaced(run: Run, dumps: Path) -> None:
 def test_an_unknown_module_is_refused_with_the_names_there_are(run: Run, tmp_path: Path) -> None:
     result = run("trace", PIPELINE, "--steps", "1", "--pass-pipeline", "none", "--module", "unte", "-o", str(tmp_path))
     assert result.exit_code == 2
-    assert "no module 'unte' was compiled" in result.stderr and "did you mean 'unet'" in result.stderr
+    assert "there is no compiled module 'unte'" in result.stderr and "did you mean 'unet'" in result.stderr
 
 
 # -- fed back --------------------------------------------------------------------------------------------------------

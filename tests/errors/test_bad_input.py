@@ -15,6 +15,7 @@ from graphopt.errors import CaptureError, PassError, RoleError, UsageError
 from graphopt.ir.program import Program
 from graphopt.ir.rewrite import Match, Pass
 from graphopt.ir.stages import Part
+from graphopt.passes import Hoist
 from graphopt.targets import Kernel
 
 aten = torch.ops.aten
@@ -67,6 +68,14 @@ def test_nothing_that_can_be_compiled(x: Any) -> None:
         ({"target": "indutor"}, UsageError, "did you mean 'inductor'"),
         ({"pipeline": "exakt"}, UsageError, "did you mean 'exact'"),
         ({"pipeline": [3]}, UsageError, "3 is not a pass"),
+        ({"pipeline": 3}, UsageError, "3 is not a pass"),
+        ({"pipeline": Hoist}, UsageError, r"the class Hoist is not a pass\n.*\n.*an instance of it: Hoist\(\)"),
+        ({"pipeline": [Hoist]}, UsageError, r"the class Hoist is not a pass\n.*\n.*an instance of it: Hoist\(\)"),
+        (
+            {"pipeline": (graphopt.pipelines.exact, Hoist())},
+            UsageError,
+            r"^a tuple of \d+ passes is not a pass\n  where: pipeline\n.*\(\*graphopt.pipelines.exact, MyPass\(\)\)",
+        ),
         ({"roles": {"sample": "stat"}}, RoleError, "did you mean 'state'"),
         ({"roles": {"sample": "weight"}}, RoleError, "no role of an argument"),
         ({"roles": {"smaple": "state"}}, RoleError, "did you mean 'sample'"),

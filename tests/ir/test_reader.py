@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphopt import pipelines
 from graphopt.capture.export import program_of
@@ -234,9 +236,15 @@ BODY = """
         ("sin.default(x)", "sin.default(x[0])", r"cannot read the argument x\[0\]"),
         ("sin.default(x)", "view.default(x, [5])", r"cannot read a line of the dump: .*\n.*:\d+: sin ="),
         ("Tensor(sin, w)", "Tensor(sin, v)", "(?s)Tensor|size|broadcast"),
-        ("return (mul,)", "", "'program' returns nothing"),
+        ("sin.default(x)", "sin.default(x * 2)", r"argument x \* 2\n.*\n  next: .*a line of its own: y = ops.aten.mul"),
+        ("return (mul,)", "", r"'program' returns nothing\n.*\n  next:  end it with its results: return"),
+        (
+            "return (mul,)",
+            "print(sin)\n    return (mul,)",
+            r"a line must read.*\n.*\n  next:  take it out: print",
+        ),
         ("return (mul,)", "return (mul,)\n    neg = ops.aten.neg.default(x)", "nothing can follow the return"),
-        ("    sin = ", "    sin == ", "a line must read: name = operator"),
+        ("    sin = ", "    sin == ", r"a line must read: name = operator.*\n.*\n  next:  take the line out"),
         ("    sin = ", "    sin = = ", r"not a readable dump: invalid syntax.*\n.*<program>:\d+"),
         ("    x,\n", "    x,\n    y,\n", "parameters of 'program' are not those of INPUTS: y"),
         ("    x,\n    w,\n", "    w,\n    x,\n", "are not those of INPUTS: their order differs"),
@@ -251,6 +259,51 @@ def test_a_broken_edit_is_named_with_its_line(old: str, new: str, error: str) ->
     assert old in text
     with pytest.raises(UsageError, match=error):
         parse(text.replace(old, new, 1) if old != "return (mul,)" else text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "y = ops.aten.mm.default(x, w)",
+            r"b must be 2D\n.*: y = .*\n  next: .*: x is f32\[2, 3\], w is f32\[5\]",
+        ),
+        ("y = ops.aten.add.Tensor(x, w)", r"broadcast.*\n.*: y = .*\n  next: .*: x is f32\[2, 3\], w is f32\[5\]"),
+        ("y = ops.aten.sin.default(x, far=3)", r"at most 1 argument.*\n.*: y = .*\n  next: .*: x is f32\[2, 3\]"),
+        (
+            "y = ops.aten.sin.default()",
+            r"missing value.*\n.*: y = .*\n  next:  change the arguments .* takes them$",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit_are_said_once(line: str, expected: str) -> None:
+    """Torch logs a traceback of what it cannot infer; only the error is for whoever wrote the line."""
+    logged: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = logged.append  # type: ignore[method-assign, assignment]
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(UsageError, match=expected):
+            sketch(f"{line}\nreturn (y,)", x="f32[2, 3]", w="f32[5]")
+        assert not logged
+        with FakeTensorMode(), pytest.raises(RuntimeError):
+            torch.ones(2, 3) @ torch.ones(5, 5)
+        assert logged  # by whoever else uses torch, as before
+    finally:
+        logger.removeHandler(handler)
+
+
+def test_a_sketch_is_called_one() -> None:
+    for body, value in (("return (y,)", "f32[2]"), ("return (x,)", "f33[2]"), ("return = x", "f32[2]")):
+        with pytest.raises(UsageError, match=r"of the sketch|readable sketch"):
+            sketch(body, x=value)
+
+
+@pytest.mark.parametrize("kind", ["float", "half", "int", "ones"])
+def test_a_dtype_has_one_name(kind: str) -> None:
+    with pytest.raises(UsageError, match=rf"'{kind}' is no dtype\n.*\n  next: .*bf16, bool, .*f32"):
+        sketch("return (x,)", x=f"{kind}[2]")
 
 
 def test_names_may_be_used_again() -> None:

@@ -22,7 +22,8 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         tokens = self.conv(x).flatten(2).transpose(1, 2)
-        return tokens + self.back(nn.functional.gelu(self.wide(tokens))) * t
+        result: torch.Tensor = tokens + self.back(nn.functional.gelu(self.wide(tokens))) * t
+        return result
 
 
 def run(net: nn.Module) -> list[torch.Tensor]:

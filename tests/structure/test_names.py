@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from graphopt import pipelines
 from tests.structure import checks
 
 
@@ -62,3 +64,13 @@ def test_finds_nothing_in_an_orderly_tree(tmp_path: Path) -> None:
 def test_finds_a_planted_violation(changes: dict[str, str | None], expected: str, tmp_path: Path) -> None:
     found = checks.check_pass_names(tree(tmp_path, changes))
     assert any(expected in violation for violation in found), found
+
+
+def test_dumps_that_texts_name_are_those_of_the_exact_pipeline() -> None:
+    known = {f"{number:03}_{name}" for number, name in enumerate(["captured", *(p.name for p in pipelines.exact)])}
+    places = ("README.md", "docs/*.md", "graphopt/cli/*.py", "graphopt/debug/**/*.py")
+    files = [path for place in places for path in checks.ROOT.glob(place)]
+    assert len(files) > 40
+    named = [(path.name, name) for path in files for name in re.findall(r"\b\d{3}_[a-z_]+\b", path.read_text("utf-8"))]
+    assert len(named) > 15
+    assert not [entry for entry in named if entry[1] not in known]

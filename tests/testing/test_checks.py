@@ -180,3 +180,19 @@ def test_what_a_prompt_shows_is_short() -> None:
     assert repr(Checked(program, 2, refusals)) == (
         f"Checked(fired=2, refused: 'no' (2 times), 'b', 'c', and 1 more, {program!r})"
     )
+
+
+def test_what_sketch_gives_can_be_checked_as_it_is() -> None:
+    traced = sketch(BODY, x="f32[2, 3]")
+    assert check_pass(RemoveDead(), traced).fired == check_pass(RemoveDead(), traced.program).fired
+    assert check_sequence([RemoveDead()], traced).fired == check_sequence([RemoveDead()], traced.program).fired
+
+
+@pytest.mark.parametrize("check", [check_pass, lambda pass_, program: check_sequence([pass_], program)])
+def test_what_is_no_pass_and_no_program(check: Callable[[Any, Any], object]) -> None:
+    with pytest.raises(UsageError, match=r"the class RemoveDead is not a pass\n.*check_.*\n.*: RemoveDead\(\)"):
+        check(RemoveDead, example())
+    with pytest.raises(UsageError, match=r"this str is not a Program\n.*check_.*\n.*sketch"):
+        check(RemoveDead(), BODY)
+    with pytest.raises(UsageError, match="the class RemoveDead is not a pass"):
+        sketch(BODY, x="f32[2, 3]").rewritten(RemoveDead)  # type: ignore[arg-type]

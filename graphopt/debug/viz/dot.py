@@ -103,7 +103,7 @@ def dot(
     ----------
     source : a Compilation, or a Program as it is.
     stage : show this one only, and what it takes from others as one box each.
-    after : the pass after which to look: its name, its number (for one that runs twice) or both (``007_hoist``); the
+    after : the pass after which to look: its name, its number (for one that runs twice) or both (``018_hoist``); the
         last pass where not given.
     depth : levels of submodules to tell apart; what lies deeper is folded. 0 folds nothing.
     compare : the Program before the pass and after it, with what it removed, added, moved to another stage or changed.

@@ -59,7 +59,7 @@ def node_data(compilation: Compilation, figure: str, passes: Sequence[str | int]
 
 
 def overlay(values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Node data from numbers by graph (``019_hoist``) and node: such as measured seconds."""
+    """Node data from numbers by graph (``018_hoist``) and node: such as measured seconds."""
     return {
         graph: {"results": {name: {"value": value} for name, value in some.items()}, "gradient": _GRADIENT}
         for graph, some in values.items()

@@ -127,7 +127,7 @@ def position(after: str | int, order: Sequence[str], where: str) -> int:
 
     Parameters
     ----------
-    after : its number, its name (with or without options), or both as dumps are called, ``007_hoist``.
+    after : its number, its name (with or without options), or both as dumps are called, ``018_hoist``.
     order : the passes that run, as the command line spells them.
     where : what names the pass, for the message.
 
