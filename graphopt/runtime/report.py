@@ -38,8 +38,8 @@ class StageReport:
 class VariantReport:
     """One captured Program of a module.
 
-    `faster` is the original's time over the compiled call's where the two were measured (target ``auto``), and
-    `interval` the range of that ratio: above 1 the compiled call is faster.
+    `faster` is the original's time over the compiled call's where the two were measured (target ``auto``), the median
+    of pairs of calls, and `interval` the range of that median: above 1 the compiled call is faster.
 
     Of the weights (in bytes) that any stage reads, those are idle that the step does not, neither as they are nor
     folded or packed by the weights stage: only what is computed once per request or schedule needs them.
@@ -284,7 +284,7 @@ def _variant(variant: Variant) -> VariantReport:
         stages=stages,
         passes=built.passes,
         seconds=variant.seconds,
-        faster=race.original / race.compiled if race and race.compiled else None,
+        faster=1 / race.ratio if race and race.pairs else None,
         interval=(1 / race.high, 1 / race.low) if race and race.pairs else None,
         runs=_runs(variant),
         relations=list(map(str, variant.relations)),
@@ -313,5 +313,5 @@ def _runs(variant: Variant) -> str:
     interval = f"interval {1 / race.high:.2f} to {1 / race.low:.2f}"
     if not race.won and race.low < 1:
         return f"no clear difference, so the original runs ({interval})"
-    times = f"{race.original / race.compiled:.2f} times as fast as the original ({interval})"
+    times = f"{1 / race.ratio:.2f} times as fast as the original ({interval})"
     return f"runs compiled: {times}" if race.won else f"the original runs: compiled is {times}"

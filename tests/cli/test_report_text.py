@@ -71,5 +71,5 @@ def test_a_pass_that_was_rolled_back() -> None:
     ],
 )
 def test_a_race(low: float, high: float, median: float, expected: str) -> None:
-    variant: Any = SimpleNamespace(wrong=None, race=Race(1.0, median, low, high, 9))
+    variant: Any = SimpleNamespace(wrong=None, race=Race(median, low, high, 9))
     assert _runs(variant) == expected
