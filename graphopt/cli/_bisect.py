@@ -17,6 +17,7 @@ from torch import nn
 
 from graphopt.cli._app import errors, phase
 from graphopt.cli._grid import Column, grid
+from graphopt.cli._options import asked_for
 from graphopt.cli._pictures import apart, factor, sampler
 from graphopt.cli._request import Session
 from graphopt.debug.bisect import Bisection, Fault, Run, bisect
@@ -143,6 +144,10 @@ def show(console: Console, session: Session, found: Bisection) -> None:
     for name, module, why in found.rolled_back:
         reason = f" was rolled back in {module}: {why.splitlines()[0]}"
         console.print(Padding(Text.assemble((name, "bold"), reason), (0, 2)))
+    own = asked_for(session.request.passes)
+    for name in [entry for entry in found.still if entry in own]:
+        hint = f" never fired; graphopt explain {session.request.pipeline} … says where it looked"
+        console.print(Padding(Text.assemble((name, "bold"), hint), (0, 2)))
     for note in found.notes:
         console.print(Padding(Text(note.splitlines()[0], style="dim"), (0, 2)))
     for doubt in found.doubts:
@@ -229,6 +234,7 @@ def as_dict(session: Session, found: Bisection, files: dict[str, str]) -> dict[s
         "passes": [spell(entry) for entry in found.passes],
         "runs": [_run(run) for run in found.runs],
         "rolled_back": [{"pass": name, "module": module, "error": why} for name, module, why in found.rolled_back],
+        "never_fired": list(found.still),
         "notes": list(found.notes),
         "doubts": list(found.doubts),
         "fault": _fault(found.fault) if found.fault else None,

@@ -78,7 +78,7 @@ def _sheet(cells: list[_Cell], title: str, original: Pictures) -> Image.Image:
     height, (name, small) = round(width * tall / wide), (typeface(13), typeface(12))
     rows = math.ceil(len(cells) / _ACROSS)
     across = math.ceil(len(cells) / rows)
-    texts = [wrapped(cell.name.replace("_", " "), name, width) for cell in cells]
+    texts = [wrapped(cell.name, name, width) for cell in cells]
     head = LINE * max(map(len, texts)) + LINE + 6
     cell_height = head + 2 * height + 4 + GAP
     sheet_width = max(across * (width + GAP) + GAP, int(typeface(14).getlength(title)) + 2 * GAP)
@@ -116,6 +116,7 @@ def show(console: Console, session: Session, found: Film, file: Path) -> None:
             frame.name, str(frame.fired) if frame.position else "·", frame.run.text(_PSNR, named=False), largest
         )
     console.print(rows)
+    remark(console, "[dim]Fired: in all modules of the pipeline together.[/]")
     for name, module, why in found.rolled_back:
         remark(console, Text.assemble((name, "bold"), f" was rolled back in {module}: {why.splitlines()[0]}"))
     for note in found.notes:

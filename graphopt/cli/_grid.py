@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,14 +72,17 @@ def typeface(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """The text in at most two lines of `width` pixels, cut with an ellipsis."""
+    """The text in at most two lines of `width` pixels, cut with an ellipsis; names too long are broken behind ``_``."""
     lines = [""]
     for word in _plain(text).split() or [""]:
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+        space, pieces = " ", [word] if font.getlength(word) <= width else re.split(r"(?<=[_,])|(?={)", word)
+        for piece in pieces:
+            longer = f"{lines[-1]}{space}{piece}".strip()
+            if font.getlength(longer) <= width or not lines[-1]:
+                lines[-1] = longer
+            else:
+                lines.append(piece)
+            space = ""
     if len(lines) > 2:
         lines = [lines[0], f"{lines[1]} ..."]
     return [_cut(line, font, width) for line in lines]

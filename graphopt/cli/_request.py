@@ -82,11 +82,16 @@ class Request:
     def order(self) -> tuple[Pass, ...]:
         """The passes that the user asked for, else those that suit the target."""
         from graphopt import pipelines
-        from graphopt.cli._options import passes_named, suits, target_named
+        from graphopt.cli._options import passes_named
 
-        base = suits(target_named(self.target))
-        passes = passes_named(self.pass_pipeline, self.passes, base)
-        return pipelines.PIPELINES[base] if passes is None else passes
+        passes = passes_named(self.pass_pipeline, self.passes, self.suited())
+        return pipelines.PIPELINES[self.suited()] if passes is None else passes
+
+    def suited(self) -> str:
+        """The name of the pipeline that suits the target."""
+        from graphopt.cli._options import suits, target_named
+
+        return suits(target_named(self.target))
 
     def options(self) -> list[str]:
         """What differs from the defaults, as the command line has it."""

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from graphopt.debug.figures import scaled
+from graphopt.debug.figures import scaled, weights_alone
 from graphopt.debug.statistics import PassRecord
 from graphopt.ir.cost import StageCost
 from graphopt.runtime.report import ModuleReport, Report, VariantReport, counted
@@ -86,20 +86,12 @@ def _passes(name: str, records: Sequence[PassRecord]) -> Group:
         )
         if record.error:
             reasons.append(Text(f"{record.name} was rolled back: {record.error.splitlines()[0]}", style="red"))
-        if _more(record.once_flops) or _more(record.once_bytes):
-            added = f"{scaled(record.once_flops[1], 'FLOP')}, {scaled(record.once_bytes[1], 'B')}"
-            what = f"of which {added} depend on weights alone: once per set of weights where fold_constants follows"
+        if what := weights_alone(record.once_flops, record.once_bytes):
             reasons.append(Text.assemble(f"{record.name}: ", (what, "dim")))
         for reason, count in record.refusals.most_common(1):
             often = f"{count} of {refused}" if count < refused else f"{refused}"
             reasons.append(Text.assemble(f"{record.name} refused {often}: ", (reason, "dim")))
     return Group(made, *(Padding(reason, (0, 0, 0, 2)) for reason in reasons), "")
-
-
-def _more(pair: tuple[Any, Any]) -> bool:
-    """Whether an amount grew; of symbolic ones, whether it differs."""
-    known = all(isinstance(value, int | float) for value in pair)
-    return bool(pair[1] > pair[0] if known else pair[0] != pair[1])
 
 
 def work_after(nodes: tuple[Any, Any], flops: tuple[Any, Any], moved: tuple[Any, Any]) -> tuple[str, str, str]:

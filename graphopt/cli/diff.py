@@ -117,6 +117,7 @@ def _show_folders(console: Console, found: list[tuple[str, Difference]], only: d
 
     from graphopt.cli._show import remark, table, work_after
     from graphopt.debug.diff import MARKS
+    from graphopt.debug.figures import weights_alone
 
     made = table("The step, before → after", "dump", "−", "+", "~", "moved", "nodes", "FLOPs", "bytes")
     for name, entry in found:
@@ -128,6 +129,10 @@ def _show_folders(console: Console, found: list[tuple[str, Difference]], only: d
             *work_after((was.nodes, now.nodes), (was.cost.flops, now.cost.flops), (was.cost.bytes, now.cost.bytes)),
         )
     console.print(made)
+    for name, entry in found:
+        before, after = (once.cost for once in entry.once)
+        if what := weights_alone((before.flops, after.flops), (before.bytes, after.bytes)):
+            remark(console, Text.assemble(f"{name.removesuffix('.py')}: ", (what, "dim")))
     for folder, names in only.items():
         for name in names:
             remark(console, Text(f"only in {folder}: {name}", style="yellow"))

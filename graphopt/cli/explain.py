@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,13 +101,16 @@ def explain(
         typer.echo(json.dumps(data, indent=2))
         return
     for entry in occurrences:
-        show(out(), found, entry, None if everything else _MOST_LINES)
+        show(out(), found, entry, None if everything else _MOST_LINES, behind=pass_pipeline or request.suited())
 
 
-def show(console: Console, found: Compilation, entry: Explanation, most: int | None = _MOST_LINES) -> None:
-    """One occurrence of a pass, at most `most` lines of each list."""
+def show(
+    console: Console, found: Compilation, entry: Explanation, most: int | None = _MOST_LINES, *, behind: str
+) -> None:
+    """One occurrence of a pass, at most `most` lines of each list; `behind` is the pipeline that it could precede."""
     from rich.text import Text
 
+    from graphopt.plugins import spelled
     from graphopt.runtime.report import counted
 
     shot = entry.snapshot
@@ -115,7 +119,12 @@ def show(console: Console, found: Compilation, entry: Explanation, most: int | N
     if shot.error:
         console.print(Text(f"  was rolled back: {shot.error.splitlines()[0]}", style="red"))
     if not entry.fired and not entry.missed:
-        console.print(Text("  found nothing to look at: no place in this program has the form that it looks for\n"))
+        console.print(Text("  found nothing to look at: no place in this program has the form that it looks for"))
+        if entry.captured and shot.pass_ is not None:
+            were = f"{counted(entry.captured, 'place')} of this form {'was' if entry.captured == 1 else 'were'} there"
+            first = f"--pass-pipeline {shlex.quote(f'{spelled(shot.pass_)},{behind}')}"
+            console.print(Text(f"  {were} as captured; to run it first: {first}"), soft_wrap=True)
+        console.print()
         return
     console.print(Text(f"  fired {counted(entry.count, 'time')}"))
     _show_lines(console, entry.fired, most, "    ")
@@ -178,14 +187,11 @@ def _show_once(console: Console, entry: Explanation) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from graphopt.debug.figures import scaled
+    from graphopt.debug.figures import weights_alone
     from graphopt.energy import WorkEstimate
 
     was, now = (once.cost for once in entry.once)
-    if was != now:
-        work = f"{scaled(was.flops, 'FLOP')} → {scaled(now.flops, 'FLOP')}, "
-        work += f"{scaled(was.bytes, 'B')} → {scaled(now.bytes, 'B')}"
-        what = f"of the step depends on weights alone: {work}; once per set of weights where fold_constants follows"
-        console.print(Padding(Text(what), (0, 0, 0, 4)))
+    if what := weights_alone((was.flops, now.flops), (was.bytes, now.bytes)):
+        console.print(Padding(Text(f"the step: {what}"), (0, 0, 0, 4)))
     if entry.joules:
         console.print(Padding(Text(f"joules are an {WorkEstimate().source}", style="dim"), (0, 0, 0, 4)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,7 +115,7 @@ def _show(journal: dict[str, Any], folder: Path, request: Request, module: str |
     from graphopt.cli._options import asked_for
     from graphopt.cli._show import remark, table, work_after
     from graphopt.debug.diff import MARKS
-    from graphopt.debug.figures import scaled
+    from graphopt.debug.figures import scaled, weights_alone
     from graphopt.debug.journal import step_of
 
     console, entries = out(), journal["dumps"]
@@ -136,6 +137,9 @@ def _show(journal: dict[str, Any], folder: Path, request: Request, module: str |
     for entry in entries:
         if entry["error"]:
             remark(console, Text(f"{entry['name']} was rolled back: {entry['error'].splitlines()[0]}", style="red"))
+    for was, entry in pairwise(entry["weights_alone"] | {"name": entry["name"]} for entry in entries):
+        if what := weights_alone((was["flops"], entry["flops"]), (was["bytes"], entry["bytes"])):
+            remark(console, Text.assemble(f"{entry['name']}: ", (what, "dim")))
     for relation in journal["relations"]:
         remark(console, Text(f"assumed, and checked at every call: {relation}", style="dim"))
     remark(console, "[dim]− removed, + added, ~ given other arguments, moved to an earlier stage[/]")

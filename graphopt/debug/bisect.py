@@ -94,6 +94,7 @@ class Bisection:
     within : whether the result of all passes is within the threshold.
     fault : None where it is, and where no pass is to blame (`doubts` says why).
     rolled_back : passes that were, in the run with all: pass, module, reason.
+    still : names of passes that fired in none of their places, in the run with all.
     notes : warnings of the runs.
     """
 
@@ -105,6 +106,7 @@ class Bisection:
     within: bool = False
     fault: Fault | None = None
     rolled_back: list[tuple[str, str, str]] = field(default_factory=list)
+    still: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -184,6 +186,9 @@ class _Search:
         found.within = every.good
         names = [spell(entry) for entry in passes]
         found.rolled_back = [(names[at], module, why) for at, module, why in every.limit.rolled_back]
+        fired = {entry.name for k, entry in enumerate(passes) if every.limit.fired(k)}
+        tried = fired | {passes[at].name for at, _, _ in every.limit.rolled_back}
+        found.still = tuple(dict.fromkeys(entry.name for entry in passes if entry.name not in tried))
         if every.good:
             return
         most = max([every.limit.fired(k) for k in range(len(passes))], default=0)

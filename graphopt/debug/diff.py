@@ -13,7 +13,7 @@ from torch import fx
 from torch.utils._pytree import tree_map_only
 
 from graphopt.debug.boundary import body, constants, inputs, tables
-from graphopt.ir.cost import Cost, StageCost, node_cost, stage_costs
+from graphopt.ir.cost import Cost, StageCost, foldable, node_cost, stage_costs
 from graphopt.ir.printer import describe, line
 from graphopt.ir.program import Program
 from graphopt.ir.stages import placement, stage_name
@@ -56,11 +56,13 @@ class Difference:
     """All changes, those of the first Program in its order, then what is new; and the work per stage, before and after.
 
     `renamed` maps names of the first Program to those that the same computations have in the second, where they differ.
+    `once` is what of the step's work depends on weights alone, before and after.
     """
 
     changes: tuple[Change, ...]
     costs: dict[str, tuple[StageCost, StageCost]]
     renamed: dict[str, str]
+    once: tuple[StageCost, StageCost]
 
     def of(self, kind: Kind) -> list[Change]:
         return [change for change in self.changes if change.kind == kind]
@@ -112,7 +114,8 @@ def difference(before: Program, after: Program) -> Difference:
     if _arguments(before.output, pairs) != after.output.args:
         found.append(_change("changed", before.output, after.output))
     was, now = stage_costs(before), stage_costs(after)
-    return Difference(tuple(found), {name: (was[name], now[name]) for name in was}, renamed)
+    return Difference(tuple(found), {name: (was[name], now[name]) for name in was}, renamed,
+                      (foldable(before), foldable(after)))  # fmt: skip
 
 
 def _bodies(node: fx.Node, was: tuple[str, ...], now: tuple[str, ...]) -> tuple[str, str] | None:

@@ -18,6 +18,7 @@ from graphopt.ir.cost import Cost, StageCost, foldable, node_cost, stage_costs
 from graphopt.ir.price import Price, hints_of
 from graphopt.ir.price import number as sized
 from graphopt.ir.program import Program, val
+from graphopt.ir.rewrite import Pass
 from graphopt.ir.stages import STAGES, placement, stage_name
 
 
@@ -60,6 +61,7 @@ class Explanation:
     missed : the most work first: FLOPs and bytes in the units of `graphopt.ir.price`.
     stages : the work of each stage before and after.
     once : what of the step's depends on weights alone, before and after: `fold_constants` has it computed once.
+    captured : places of the form that it looks for in the Program as captured, where it found none later.
     joules : of each stage, before and after, estimated (`graphopt.energy.WorkEstimate`); empty where not on a CPU.
     """
 
@@ -71,6 +73,7 @@ class Explanation:
     stages: dict[str, tuple[StageCost, StageCost]]
     once: tuple[StageCost, StageCost]
     joules: dict[str, tuple[float, float]]
+    captured: int = 0
 
     @property
     def count(self) -> int:
@@ -102,6 +105,7 @@ class Explanation:
                 }
                 for entry in self.missed
             ],
+            "found_as_captured": self.captured,
             "error": self.snapshot.error,
         }
 
@@ -114,13 +118,13 @@ def explain(compilation: Compilation, name: str) -> list[Explanation]:
     """Each occurrence of the pass called `name` in the pipeline, in order; none where it is not in it."""
     shots = compilation.snapshots
     return [
-        _explained(before, after, len(shots) - 1)
+        _explained(before, after, len(shots) - 1, compilation.captured)
         for before, after in pairwise(shots)
         if after.pass_ is not None and after.pass_.name == name
     ]
 
 
-def _explained(before: Snapshot, after: Snapshot, passes: int) -> Explanation:
+def _explained(before: Snapshot, after: Snapshot, passes: int, captured: Program) -> Explanation:
     costs = _costs((before.program, after.program))
     reasons: dict[str, list[tuple[str, Place]]] = defaultdict(list)
     for held in after.held:
@@ -144,7 +148,16 @@ def _explained(before: Snapshot, after: Snapshot, passes: int) -> Explanation:
         {key: (was[key], now[key]) for key in was},
         (foldable(before.program), foldable(after.program)),
         {key: (spent[0][key], spent[1][key]) for key in spent[0]},
+        0 if after.fired or after.held or after.error else _places(after.pass_, captured),
     )
+
+
+def _places(pass_: Pass | None, program: Program) -> int:
+    """Places that a pass finds in a Program; 0 where it raises: it was not written for this one."""
+    try:
+        return sum(1 for _ in pass_.find(program)) if pass_ else 0
+    except Exception:
+        return 0
 
 
 def joules_of(program: Program) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Amounts as text, the same in tables and in pictures."""
+"""Amounts as text, the same in tables, in pictures and in reports."""
 
 from __future__ import annotations
 
@@ -19,3 +19,27 @@ def scaled(amount: Any, unit: str = "") -> str:
         prefixes.pop(0)
     digits = f"{size:.0f}" if abs(size) >= 99.5 else f"{size:.3g}"
     return f"{digits} {prefixes[0]}{unit}".strip()
+
+
+def grew(pair: tuple[Any, Any]) -> bool:
+    """Whether an amount grew; of symbolic ones, whether it differs."""
+    known = all(isinstance(value, int | float) for value in pair)
+    return bool(pair[1] > pair[0] if known else pair[0] != pair[1])
+
+
+def weights_alone(flops: tuple[Any, Any], moved: tuple[Any, Any]) -> str:
+    """Why a step looks dearer than it is after a pass that prepares a later one; empty where it adds no such work.
+
+    Parameters
+    ----------
+    flops, moved : FLOPs and bytes of the step that depend on weights alone, before and after the pass.
+
+    >>> weights_alone((0, 2_600_000), (0, 1_000))
+    'of which 2.6 MFLOP, 1 kB depend on weights alone: once per set of weights where fold_constants follows'
+    >>> weights_alone((5, 5), (9, 3))
+    ''
+    """
+    if not grew(flops) and not grew(moved):
+        return ""
+    work = f"{scaled(flops[1], 'FLOP')}, {scaled(moved[1], 'B')}"
+    return f"of which {work} depend on weights alone: once per set of weights where fold_constants follows"

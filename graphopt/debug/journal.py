@@ -17,7 +17,7 @@ from graphopt.debug.diff import KINDS, difference
 from graphopt.debug.dumps import CONSTANTS, save_constants, source, text
 from graphopt.debug.history import Compilation, Place, Snapshot
 from graphopt.errors import UsageError
-from graphopt.ir.cost import StageCost, stage_costs
+from graphopt.ir.cost import StageCost, foldable, stage_costs
 from graphopt.plugins import spelled
 
 JOURNAL = "journal.json"
@@ -78,6 +78,7 @@ def _entry(snapshot: Snapshot) -> dict[str, Any]:
         ],
         "changes": None,
         "stages": {name: cost_of(cost) for name, cost in stage_costs(snapshot.program).items() if cost.nodes},
+        "weights_alone": cost_of(foldable(snapshot.program)),
         "error": snapshot.error,
     }
 

@@ -6,13 +6,14 @@ the call cannot serve exactly as the module would goes to the module itself, cou
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import threading
 import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Protocol
@@ -99,13 +100,24 @@ class Builder(Protocol):
 
 @dataclass
 class Race:
-    """Original against compiled on the example inputs, in pairs: seconds each, and the interval of their ratio."""
+    """Original against compiled on the example inputs, in pairs: the median of compiled / original, its interval."""
 
-    original: float
-    compiled: float
+    ratio: float
     low: float
     high: float
     pairs: int
+
+    @classmethod
+    def of(cls, times: Sequence[tuple[float, float]]) -> Race:
+        """Of seconds of the original and of the compiled call, pair by pair.
+
+        Both are of ratios within a pair: on a busy machine times of different pairs do not compare. The
+        interval is of order statistics and holds in about nine of ten cases.
+        """
+        ratios = sorted(compiled / original for original, compiled in times)
+        n = len(ratios)
+        cut = max(0, int(n / 2 - 0.82 * n**0.5))
+        return cls(statistics.median(ratios), ratios[cut], ratios[n - 1 - cut], n)
 
     @property
     def won(self) -> bool:
@@ -209,6 +221,15 @@ class Variant:
             step = once.new_tensor(moves) if not once.is_floating_point() else once.abs() * (moves / 64)
             leaves[k] = (once - step if bool((once >= step).all()) else once + step).expand(leaf.shape)
         return leaves
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Work on a copy of what is kept: calls that nobody asked for are not counted, and leave nothing behind."""
+        kept, self.memos = self.memos, {name: memo.copy() for name, memo in self.memos.items()}
+        try:
+            yield
+        finally:
+            self.memos = kept
 
     def forget(self) -> None:
         """Drop all that is kept."""
@@ -585,7 +606,8 @@ class Installed:
             else:
                 result = self._checked(variant, call, expected)
                 if self.race and not variant.wrong:
-                    variant.race = _race(self, variant, call)
+                    with variant.apart():
+                        variant.race = _race(self, variant, call)
                     if not variant.race.won:
                         variant.forget()
                 variant.checked = True
@@ -710,18 +732,9 @@ def _race(installed: Installed, variant: Variant, call: Call) -> Race:
         else:
             fitting = int(_RACE_SECONDS / max(sum(spent.values()), 1e-6))
             warm, pairs = True, min(max(fitting, _PAIRS[0]), _PAIRS[1]) | 1
-    low, high = _interval(times)
-    return Race(statistics.median(a for a, _ in times), statistics.median(b for _, b in times), low, high, len(times))
+    return Race.of(times)
 
 
 def _synchronise(call: Call) -> None:
     if any(tensor.device.type == "cuda" for tensor in call.tensors):
         torch.cuda.synchronize()
-
-
-def _interval(times: list[tuple[float, float]]) -> tuple[float, float]:
-    """An interval for the median of compiled / original that holds in about nine of ten cases (order statistics)."""
-    ratios = sorted(compiled / original for original, compiled in times)
-    n = len(ratios)
-    cut = max(0, int(n / 2 - 0.82 * n**0.5))
-    return ratios[cut], ratios[n - 1 - cut]

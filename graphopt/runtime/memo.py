@@ -126,6 +126,14 @@ class Memo:
             while len(self._entries) > 1 and self._full():
                 self._drop(next(iter(self._entries)))
 
+    def copy(self) -> Memo:
+        """Another of the same values, which holds no memory of its own, and of the same counts."""
+        other = Memo(self.max_bytes, self.max_entries)
+        with self._lock:
+            other.bytes, other.hits, other.misses = self.bytes, self.hits, self.misses
+            other._entries = self._entries.copy()
+        return other
+
     def clear(self) -> None:
         """Forget everything; the counts stay."""
         with self._lock:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import fx
 
+from graphopt.debug.figures import scaled, weights_alone
 from graphopt.debug.statistics import PassRecord
 from graphopt.ir.cost import nbytes, program_cost, stage_costs
 from graphopt.ir.program import Program, val
@@ -16,6 +19,8 @@ from graphopt.runtime.evict import outcome
 from graphopt.runtime.installed import Installed, Variant
 from graphopt.runtime.loop_report import LoopReport, loops_of
 from graphopt.runtime.replay import Replay, Replays
+
+_REASONS = 2  # of a pass that held back, in the text
 
 
 @dataclass
@@ -38,8 +43,8 @@ class StageReport:
 class VariantReport:
     """One captured Program of a module.
 
-    `faster` is the original's time over the compiled call's where the two were measured (target ``auto``), and
-    `interval` the range of that ratio: above 1 the compiled call is faster.
+    `faster` is the original's time over the compiled call's where the two were measured (target ``auto``), the median
+    of pairs of calls, and `interval` the range of that median: above 1 the compiled call is faster.
 
     Of the weights (in bytes) that any stage reads, those are idle that the step does not, neither as they are nor
     folded or packed by the weights stage: only what is computed once per request or schedule needs them.
@@ -70,10 +75,9 @@ class EvictionReport:
     stayed: dict[str, int]
 
     def __str__(self) -> str:
-        reasons = "; ".join(
-            f"{_mega(size)} stayed: {reason}" for reason, size in sorted(self.stayed.items(), key=lambda item: -item[1])
-        )
-        of = f"{_mega(self.evicted_bytes)} of {_mega(self.weight_bytes)} of weights"
+        stayed = sorted(self.stayed.items(), key=lambda item: -item[1])
+        reasons = "; ".join(f"{scaled(size, 'B')} stayed: {reason}" for reason, size in stayed)
+        of = f"{scaled(self.evicted_bytes, 'B')} of {scaled(self.weight_bytes, 'B')} of weights"
         return f"evicted: {of}" + (f" ({reasons})" if reasons else "")
 
 
@@ -199,27 +203,53 @@ def _variant_lines(variant: VariantReport) -> list[str]:
         kept = ""
         if stage.name != "step":
             hits = f"{counted(stage.hits, 'hit')}, {counted(stage.misses, 'miss', 'es')}"
-            kept = f"  {hits}; {counted(stage.entries, 'entry', 'entries')} of {stage.kept_bytes / 1e6:.2f} MB"
-        lines.append(f"  {stage.name:16} {stage.target:8} {stage.nodes:5} nodes {_giga(stage.flops)} GFLOP{kept}")
+            kept = f"  {hits}; {counted(stage.entries, 'entry', 'entries')} of {scaled(stage.kept_bytes, 'B')}"
+        work = f"{counted(stage.nodes, 'node'):>10} {scaled(stage.flops, 'FLOP'):>11}"
+        lines.append(f"  {stage.name:16} {stage.target:8} {work}{kept}")
     for record in variant.passes:
-        if record.error:
-            first, *rest = record.error.splitlines()
-            lines += [f"  pass {record.name} was rolled back: {first}", *(f"  {line}" for line in rest)]
+        lines += [f"  {line}" for line in _pass_lines(record)]
     return [*lines, *(f"  note: {note}" for note in variant.notes)]
+
+
+def _pass_lines(record: PassRecord) -> list[str]:
+    """What a pass did and saved of the step, and why it held back; nothing of one that found nothing."""
+    lines = []
+    if record.error:
+        first, *rest = record.error.splitlines()
+        lines += [f"pass {record.name} was rolled back: {first}", *rest]
+    if record.fired:
+        lines.append(f"{record.name} fired {counted(record.fired, 'time')}: {_saving(record)}")
+        if remark := weights_alone(record.once_flops, record.once_bytes):
+            lines.append(f"  {remark}")
+    if record.refusals:
+        alike = Counter[str]()
+        for reason, count in record.refusals.items():
+            alike[re.sub(r"\d+(\.\d+)?", "N", reason) if len(record.refusals) > _REASONS else reason] += count
+        often = [f"{count} × {reason}" if len(alike) > 1 else reason for reason, count in alike.most_common(_REASONS)]
+        often += [f"{counted(len(alike) - _REASONS, 'more reason')}"] * (len(alike) > _REASONS)
+        lines.append(f"{record.name} refused {counted(sum(alike.values()), 'time')}: {'; '.join(often)}")
+    return lines
+
+
+def _saving(record: PassRecord) -> str:
+    """``saves 2 MFLOP, 12 MB of the step``, ``adds`` where it prepares a later pass; symbolic amounts as they were
+    and are.
+    """
+    saved, added, unknown = list[str](), list[str](), list[str]()
+    for (was, now), unit in ((record.flops, "FLOP"), (record.bytes, "B")):
+        if not all(isinstance(amount, int | float) for amount in (was, now)):
+            unknown += [f"{was} → {scaled(now, unit)}"] * (was != now)
+        elif was != now:
+            (saved if was > now else added).append(scaled(abs(was - now), unit))
+    parts = [f"saves {', '.join(saved)} of the step"] * bool(saved)
+    parts += [f"adds {', '.join(added)} to {'it' if saved else 'the step'}"] * bool(added)
+    return "; ".join([*parts, *unknown]) or "the step's work is the same"
 
 
 def counted(count: int, noun: str, plural: str = "s") -> str:
     """``1 call``, ``2 calls``; `plural` is an ending, or the whole word."""
     many = plural if len(plural) > 2 else noun + plural
     return f"{count} {noun if count == 1 else many}"
-
-
-def _mega(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
-
-
-def _giga(flops: Any) -> str:
-    return f"{flops / 1e9:9.4f}" if isinstance(flops, int | float) else str(flops)
 
 
 def _plain(value: Any) -> Any:
@@ -284,7 +314,7 @@ def _variant(variant: Variant) -> VariantReport:
         stages=stages,
         passes=built.passes,
         seconds=variant.seconds,
-        faster=race.original / race.compiled if race and race.compiled else None,
+        faster=1 / race.ratio if race and race.pairs else None,
         interval=(1 / race.high, 1 / race.low) if race and race.pairs else None,
         runs=_runs(variant),
         relations=list(map(str, variant.relations)),
@@ -313,5 +343,5 @@ def _runs(variant: Variant) -> str:
     interval = f"interval {1 / race.high:.2f} to {1 / race.low:.2f}"
     if not race.won and race.low < 1:
         return f"no clear difference, so the original runs ({interval})"
-    times = f"{race.original / race.compiled:.2f} times as fast as the original ({interval})"
+    times = f"{1 / race.ratio:.2f} times as fast as the original ({interval})"
     return f"runs compiled: {times}" if race.won else f"the original runs: compiled is {times}"

@@ -16,6 +16,7 @@ from PIL import Image
 import graphopt
 from graphopt import plugins
 from graphopt.cli import _bisect, _options
+from graphopt.cli._grid import typeface, wrapped
 from tests.cli import factories
 from tests.cli.conftest import Run, parsed
 from tests.goldens import Golden
@@ -99,13 +100,20 @@ def test_bisect_as_json(tmp_path: Path, run: Run, faulty: None) -> None:
 
 
 def test_bisect_within_the_threshold(tmp_path: Path, run: Run) -> None:
-    result = run("bisect", *TINY, "--pass-pipeline", "remove_dead,simplify_views", "-o", str(tmp_path / "none"))
+    result = run("bisect", *TINY, "--pass-pipeline", "remove_dead,simplify_views", "--pass", "remove_dead",
+                 "-o", str(tmp_path / "none"))  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "psnr equal, within the threshold (psnr at least 40 dB)" in " ".join(result.stdout.split())
+    assert "remove_dead never fired" in " ".join(result.stdout.split())
     assert not (tmp_path / "none").exists()
     data = parsed(run("bisect", *TINY, "--pass-pipeline", "remove_dead", "--metric", "max", "--json"))
-    assert data["within"] and data["fault"] is None
+    assert data["within"] and data["fault"] is None and data["never_fired"] == ["remove_dead"]
     assert data["runs"] == [{"what": "all passes", "value": 0.0, "equal": False, "good": True, "trouble": ""}]
+
+
+@pytest.mark.parametrize("name", ["merge_common", "pack_weights{max_terms=0}"])
+def test_names_in_the_picture_are_those_of_the_passes(name: str) -> None:
+    assert "".join(wrapped(name, typeface(13), 128)) == name
 
 
 def test_filmstrip(tmp_path: Path, run: Run, golden: Golden) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import pytest
+from rich.console import Console
 
 from graphopt.cli._options import check_pass
+from graphopt.cli.explain import show
 from graphopt.debug.explain import Explanation, explain
 from graphopt.debug.history import Compilation, History
 from graphopt.errors import UsageError
@@ -72,6 +75,23 @@ def test_nothing_to_look_at(compilation: Compilation) -> None:
     assert only(compilation, "remove_dead").count == 0
     assert not only(compilation, "remove_dead").missed
     assert explain(compilation, "tabulate") == []
+
+
+def test_places_that_earlier_passes_consumed() -> None:
+    program = sketch(BODY, x="f32[64, 8]", c="condition f32[64, 8]", k="condition f32[8]").program
+    history = History()
+    history.program_begins(program)
+    history.program_ends(run_pipeline((SimplifyIdentities(), SimplifyIdentities()), program, history), [])
+    compilation = history.compilations[0]
+    first, second = explain(compilation, "simplify_identities")
+    assert (first.count, first.captured, second.count, second.captured) == (3, 0, 0, 3)
+    console = Console(file=io.StringIO(), width=80)
+    show(console, compilation, second, behind="exact")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert (
+        "3 places of this form were there as captured; to run it first: --pass-pipeline simplify_identities,exact"
+        in text
+    )
 
 
 def test_reasons_that_differ_in_numbers_are_one_and_the_most_work_comes_first() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 
 import graphopt
 from graphopt import Match, Pass, Program
+from graphopt.debug.statistics import PassRecord
 from graphopt.runtime.installed import Race
-from graphopt.runtime.report import _runs
+from graphopt.runtime.report import _pass_lines, _runs
 
 
 class Two(torch.nn.Module):
@@ -62,6 +64,43 @@ def test_a_pass_that_was_rolled_back() -> None:
     assert "pass failing was rolled back: pass 'failing' raised ValueError: it cannot work" in found
 
 
+def test_passes_with_what_they_saved_and_why_they_held_back() -> None:
+    lines = [line.strip() for line in text(roles={"ctx": "condition"}).splitlines()]
+    assert "hoist fired 1 time: saves 64 FLOP, 144 B of the step" in lines
+    (step,) = [line for line in lines if line.startswith("step ")]
+    assert step.split() == ["step", "eager", "1", "node", "8", "FLOP"]
+    (kept,) = [line for line in lines if line.startswith("request ")]
+    assert kept.endswith("0 hits, 1 miss; 1 entry of 32 B")
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (PassRecord("a", "bitwise"), []),
+        (PassRecord("a", "bitwise", fired=1), ["a fired 1 time: the step's work is the same"]),
+        (
+            PassRecord("a", "bitwise", 2, Counter({"it is read elsewhere": 3}), flops=(5e9, 4e9), bytes=(1000, 3000)),
+            ["a fired 2 times: saves 1 GFLOP of the step; adds 2 kB to it", "a refused 3 times: it is read elsewhere"],
+        ),
+        (
+            PassRecord("a", "bitwise", 1, bytes=(0, 2e6), once_bytes=(0, 3e6)),
+            ["a fired 1 time: adds 2 MB to the step",
+             "  of which 0 FLOP, 3 MB depend on weights alone: once per set of weights where fold_constants follows"],
+        ),
+        (
+            PassRecord("a", "bitwise", 1, flops=("8*s0", "4*s0")),
+            ["a fired 1 time: 8*s0 → 4*s0 FLOP"],
+        ),
+        (
+            PassRecord("a", "bitwise", refusals=Counter({"1 term": 1, "22 term": 4, "shared": 2, "last": 1})),
+            ["a refused 8 times: 5 × N term; 2 × shared; 1 more reason"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_pass(record: PassRecord, expected: list[str]) -> None:
+    assert _pass_lines(record) == expected
+
+
 @pytest.mark.parametrize(
     ("low", "high", "median", "expected"),
     [
@@ -71,5 +110,5 @@ def test_a_pass_that_was_rolled_back() -> None:
     ],
 )
 def test_a_race(low: float, high: float, median: float, expected: str) -> None:
-    variant: Any = SimpleNamespace(wrong=None, race=Race(1.0, median, low, high, 9))
+    variant: Any = SimpleNamespace(wrong=None, race=Race(median, low, high, 9))
     assert _runs(variant) == expected

@@ -111,7 +111,7 @@ def test_what_the_step_does_not_read_is_evicted() -> None:
     assert found.evicted_bytes == 2 * WIDE * WIDE * 4
     assert found.weight_bytes == 3 * (WIDE + 1) * WIDE * 4
     assert found.stayed == {"the step reads them": (WIDE + 1) * WIDE * 4, "smaller than 65536 bytes": 2 * WIDE * 4}
-    assert "evicted: 0.5 MB of 0.8 MB of weights (0.3 MB stayed: the step reads them;" in str(report)
+    assert "evicted: 524 kB of 790 kB of weights (263 kB stayed: the step reads them;" in str(report)
     assert report.to_dict()["modules"][0]["eviction"]["evicted_bytes"] == found.evicted_bytes
 
 
