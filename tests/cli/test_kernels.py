@@ -26,9 +26,8 @@ def test_json_and_source(run: Run) -> None:
     busiest = max(data["kernels"], key=lambda kernel: kernel["flops"])
     assert busiest["computes"].endswith("conv2d") and busiest["calls"] >= 1 and busiest["share_of_peak"] > 0
     assert sum(kernel["seconds"] for kernel in data["kernels"]) > 0
-    for kind, word in (("tir", "T.prim_func"), ("ll", "define"), ("asm", ".globl")):
-        result = run("kernels", PIPELINE, *TINY, "--kernel", busiest["name"], "--source", kind)
-        assert result.exit_code == 0 and word in result.stdout and f"graphopt_{busiest['name']}" in result.stdout
+    result = run("kernels", PIPELINE, *TINY, "--kernel", busiest["name"], "--source", "asm")
+    assert result.exit_code == 0 and ".globl" in result.stdout and f"graphopt_{busiest['name']}" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -806,3 +806,11 @@ def test_a_model_is_compiled_by_name() -> None:
     assert not torch.equal(changed, result)
     (variant,) = graphopt.report(model).modules[0].variants
     assert {stage.name: stage.target for stage in variant.stages}["step"] == "tvm"
+
+
+@pytest.mark.parametrize(("kind", "word"), [("tir", "T.prim_func"), ("ll", "define"), ("asm", ".globl")])
+def test_sources(kind: str, word: str) -> None:
+    (code,) = codes(built(lambda x, y: torch.cat([x.relu() + 1, y], 1), r(4, 8), r(4, 3))[0])
+    first, second = code.names()
+    assert word in code.source(kind)
+    assert first in code.source(kind, first) and second not in code.source(kind, first)
