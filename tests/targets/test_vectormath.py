@@ -183,8 +183,8 @@ def test_lanes_to_a_number(lanes: int) -> None:
 
     def body(emitter: Emitter, buffers: Any, task: Any) -> None:
         vector = emitter.load(buffers[0], task * lanes, lanes)
-        emitter.store(buffers[1], task, emitter.lane_sum(vector))
-        emitter.store(buffers[2], task, emitter.lane_max(vector))
+        emitter.store(buffers[1], task, emitter.reduced("sum", vector))
+        emitter.store(buffers[2], task, emitter.reduced("max", vector))
 
     built = Library(detect(), [[Call(kernel("reduce", detect(), ["float32"] * 3, len(x), body), 0)]])
     sums, largest = np.empty(len(x), np.float32), np.empty(len(x), np.float32)

@@ -10,18 +10,17 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import torch
 from tvm import tirx
 
-from .emit import Buffer, Emitter, Expr, Kernel, kernel
+from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
+from .tile import TERMS, in_runs
 
 _TASK = 1 << 22  # multiplications of a task
 _INPUT = 1 << 16  # numbers of the input that the tiles of a task read: half of the second cache
-_TERMS = 576  # of a running sum, which then goes to a total: rounding errors grow with what is summed up in one go
 
 
 @dataclass(frozen=True)
@@ -119,15 +118,6 @@ class Layout:
 def outputs_of(isa: Isa) -> int:
     """Output channels of a tile."""
     return isa.tile[0]
-
-
-def packed(weight: torch.Tensor, rows: int) -> torch.Tensor:
-    """A weight, (outputs, channels, *kernel), as (outputs / rows rounded up, channels · taps, rows)."""
-    count = ceil(weight.shape[0] / rows)
-    flat = weight.reshape(weight.shape[0], -1)
-    whole = torch.zeros(count * rows, flat.shape[1], dtype=weight.dtype)
-    whole[: weight.shape[0]] = flat
-    return whole.view(count, rows, flat.shape[1]).transpose(1, 2).contiguous()
 
 
 def pad(
@@ -307,8 +297,8 @@ class _Convolution:
         left = emitter.let(tirx.floormod(rest, cut.right) * cut.along, "left")
         self.batch = emitter.let(tirx.floordiv(rest, cut.right), "batch")
         with (
-            emitter.loop(_least(cut.deep, cut.high, part * cut.deep), "output") as top,
-            emitter.loop(_least(cut.along, cut.wide, left), "tile") as tile,
+            emitter.loop(at_most(cut.deep, cut.high, part * cut.deep), "output") as top,
+            emitter.loop(at_most(cut.along, cut.wide, left), "tile") as tile,
         ):
             number = emitter.let(part * cut.deep + top, "number")
             first = emitter.let((left + tile) * cut.vectors, "first")
@@ -324,16 +314,14 @@ class _Convolution:
 
     def _sum(self, number: Expr, places: Sequence[Expr]) -> None:
         """A tile's sums to `block`, in runs of so many channels that rounding errors stay small."""
-        channels = self.cut.channels
-        run = max(1, min(channels, _TERMS // self.cut.taps))
-        self._add(number, places, tirx.const(0, "int32"), run, fresh=True)
-        more, rest = divmod(channels - run, run)
-        with self.emitter.loop(more, "run") as later:
-            self._add(number, places, (later + 1) * run, run)
-        if rest:
-            self._add(number, places, tirx.const((more + 1) * run, "int32"), rest)
+        in_runs(
+            self.emitter,
+            self.cut.channels,
+            TERMS // self.cut.taps,
+            lambda start, count, fresh: self._add(number, places, start, count, fresh),
+        )
 
-    def _add(self, number: Expr, places: Sequence[Expr], start: Expr, count: int, *, fresh: bool = False) -> None:
+    def _add(self, number: Expr, places: Sequence[Expr], start: Expr, count: int, fresh: bool) -> None:
         emitter, cut, lanes, taps = self.emitter, self.cut, self.lanes, self.source.taps
         *_, image, weight = self.buffers
         zero = emitter.spread(0.0, lanes)
@@ -372,8 +360,3 @@ class _Convolution:
                 with emitter.when(end), emitter.loop(rest, "rest") as left:
                     value = emitter.let(emitter.load(self.block, place + left))
                     self.finish(emitter, self.buffers, (self.batch, channel, y, x + left), value, None)
-
-
-def _least(count: int, size: int, start: Expr) -> Any:
-    """How many of `size` are left from `start`, but at most `count`."""
-    return count if size % count == 0 else tirx.min(count, size - start)

@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.sym import Analyzer, detect_linear_equation
 
 from ...ir.program import val
-from .emit import Buffer, Emitter, Expr, Kernel, kernel
+from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .operators import unflattened
 from .reading import Element, Lanes, Layout, Leaf, Reader, Tree, lanes_of, leaves, substituted, vector_of
@@ -113,9 +113,8 @@ def pointwise(
         reader = Reader(emitter, dict(zip(reads, buffers, strict=False)))
         start = emitter.analyzer.simplify(tirx.floormod(task, chunks) * chunk)
         first = tirx.floordiv(task, chunks) * together
-        count: Any = chunk if inner % chunk == 0 else tirx.min(chunk, inner - start)
-        group: Any = together if rows % together == 0 else tirx.min(together, rows - first)
-        with emitter.loop(group, "row") as row:
+        count = at_most(chunk, inner, start)
+        with emitter.loop(at_most(together, rows, first), "row") as row:
             number = emitter.let(first + row)
             emitter.bound(number, max(rows, 1))
             outer = unflattened(number, nest.sizes[:-1])

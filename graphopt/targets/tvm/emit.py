@@ -160,15 +160,8 @@ class Emitter:
         spread = [self.spread(value, lanes) for value in values]
         return tirx.call_pure_extern(_float(lanes), f"graphopt_{function}_{lanes}", *spread)
 
-    def lane_sum(self, vector: Expr) -> Expr:
-        """The sum of a vector's lanes."""
-        return self.reduced("sum", vector)
-
-    def lane_max(self, vector: Expr) -> Expr:
-        """The largest of a vector's lanes."""
-        return self.reduced("max", vector)
-
     def reduced(self, how: str, vector: Expr) -> Expr:
+        """The sum of a vector's lanes, or the largest: ``sum`` or ``max``."""
         lanes = lanes_of(vector)
         if lanes == 1:
             return vector
@@ -233,6 +226,11 @@ def kernel(
 def sequence(statements: Sequence[Any]) -> Any:
     """Statements as one."""
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
+
+
+def at_most(count: int, size: int, start: Expr) -> Any:
+    """How many of `size` are left from `start`, but at most `count`: known here where `size` is a multiple."""
+    return count if size % count == 0 else tirx.min(count, size - start)
 
 
 def lanes_of(value: Expr) -> int:

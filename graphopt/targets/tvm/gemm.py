@@ -14,13 +14,12 @@ from dataclasses import dataclass
 import torch
 from tvm import tirx
 
-from .emit import Buffer, Emitter, Expr, Kernel, kernel
+from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
-from .tile import tile
+from .tile import TERMS, in_runs, tile
 
 _HEAP = 512  # numbers that TVM no longer puts on the stack, where LLVM would take all of them for one wide value
-_TERMS = 576  # of a running sum, which then goes to a total: rounding errors grow with what is summed up in one go
 _TASK = 1 << 22  # multiplications of a task: some hundred microseconds of work
 
 
@@ -59,7 +58,8 @@ def tiles(isa: Isa, rows: int, columns: int) -> Tiles:
 
 
 def packed(weight: torch.Tensor, columns: int) -> torch.Tensor:
-    """A weight, [N, K], in panels, [N / columns rounded up, K, columns], with zeros where there is none."""
+    """A weight, [N, *K], in panels, [N / columns rounded up, K, columns], with zeros where there is none."""
+    weight = weight.flatten(1)
     count = -(-weight.shape[0] // columns)
     whole = torch.zeros(count * columns, weight.shape[1], dtype=weight.dtype)
     whole[: weight.shape[0]] = weight
@@ -94,16 +94,15 @@ def linear(
     form = tiles(isa, product.rows, product.columns)
     panels = -(-product.columns // form.columns)
     work = product.terms * form.columns
-    height = max(1, min(-(-product.rows // form.rows), _TASK // (work * form.rows) or 1))  # tiles of a task, in rows
-    width = max(1, min(panels, _TASK // (work * form.rows * height) or 1))  # and in panels
+    height = max(1, min(-(-product.rows // form.rows), _TASK // (work * form.rows)))  # tiles of a task, in rows
+    width = max(1, min(panels, _TASK // (work * form.rows * height)))  # and in panels
     down, across = -(-product.rows // (height * form.rows)), -(-panels // width)
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         top = emitter.let(tirx.floormod(task, down) * (height * form.rows), "top")
         left = emitter.let(tirx.floordiv(task, down) * width, "left")
-        count = width if panels % width == 0 else tirx.min(width, panels - left)
         block = emitter.scratch(max(form.rows * form.columns, _HEAP), name="block")
-        with emitter.loop(count, "panel") as panel, emitter.loop(height, "tile") as number:
+        with emitter.loop(at_most(width, panels, left), "panel") as panel, emitter.loop(height, "tile") as number:
             first = emitter.let(top + number * form.rows, "first")
             column = emitter.let((left + panel) * form.columns, "column")
             rest = product.rows % form.rows
@@ -135,7 +134,7 @@ def _tile(
     offsets = [emitter.let(offset, "x") for _, offset in sources]
     base = emitter.let(column * product.terms, "panel")
 
-    def add(start: Expr, count: int, *, fresh: bool = False) -> None:
+    def add(start: Expr, count: int, fresh: bool) -> None:
         """Out of the registers into memory that can be indexed by a loop: what follows is code of its own size."""
         sums = tile(
             emitter,
@@ -149,13 +148,7 @@ def _tile(
             known = emitter.load(block, place * lanes, lanes)
             emitter.store(block, place * lanes, total if fresh else known + total)
 
-    run = min(product.terms, _TERMS)
-    add(tirx.const(0, "int32"), run, fresh=True)
-    more, left = divmod(product.terms - run, run)
-    with emitter.loop(more, "run") as later:
-        add(emitter.let((later + 1) * run), run)
-    if left:
-        add(tirx.const((more + 1) * run, "int32"), left)
+    in_runs(emitter, product.terms, TERMS, add)
     rest = product.columns % lanes
     with emitter.loop(rows, "row") as number, emitter.loop(form.vectors, "vector") as vector:
         at = emitter.let(column + vector * lanes, "at")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from tvm import tirx
-
-from .emit import Buffer, Emitter, Expr, Kernel, kernel
+from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
 
@@ -64,9 +62,8 @@ def _over_rows(
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         first = task * together
-        count: Any = together if rows % together == 0 else tirx.min(together, rows - first)
         row = Row(emitter, size)
-        with emitter.loop(count, "row") as each:
+        with emitter.loop(at_most(together, rows, first), "row") as each:
             number = emitter.let(first + each)
 
             def fetch(place: Expr, lanes: Lanes | None) -> None:

@@ -21,6 +21,7 @@ from torch.fx.node import map_arg
 
 from ...ir.program import val
 from .build import Call, Library
+from .emit import Kernel
 from .isa import Isa
 from .plan import Group
 from .stage import Builder, Launch, Panels, Place, Scratch
@@ -104,7 +105,8 @@ class Code:
     def __init__(self, isa: Isa, graph: fx.Graph, examples: Sequence[Any], root: torch.nn.Module) -> None:
         self.isa, self.graph, self.root = isa, graph, root
         self.builder = builder = Builder(isa, graph, examples)
-        self.inputs = graph.find_nodes(op="placeholder")
+        self.inputs, self.constants = graph.find_nodes(op="placeholder"), graph.find_nodes(op="get_attr")
+        self.results: Any = graph.output_node().args[0]
         steps = builder.plan.steps
         tensors = set(graph.output_node().all_input_nodes)
         tensors |= {source for step in steps if isinstance(step, fx.Node) for source in step.all_input_nodes}
@@ -142,7 +144,7 @@ class Code:
         """The bytes of an arena, and by place of the table the offset there: the largest first, each as low as fits."""
         given = {step.node for step in self.steps if isinstance(step, Torch)} | set(self.inputs)
         given |= {node for step in self.steps if isinstance(step, Kernels) for node in step.fresh}
-        given |= set(self.graph.find_nodes(op="get_attr"))
+        given |= set(self.constants)
         slots: dict[Place, list[int]] = {}
         for step in self.steps:
             for place, found in step.slots.items() if isinstance(step, Kernels) else ():
@@ -212,15 +214,13 @@ class Code:
 
     def names(self) -> list[str]:
         """Of the kernels."""
-        found = (_plain(call) for step in self.steps if isinstance(step, Kernels) for call in step.calls)
+        found = (plain(call.kernel) for step in self.steps if isinstance(step, Kernels) for call in step.calls)
         return list(dict.fromkeys(found))
 
     def source(self, kind: str, name: str | None = None) -> str:
         """The code of all kernels, or of one: TensorIR (tir), LLVM's (ll) or assembly (asm)."""
         calls = [call for step in self.steps if isinstance(step, Kernels) for call in step.calls]
-        chosen = {
-            call.kernel.name: call for call in calls if name in (None, call.kernel.name.removeprefix("graphopt_"))
-        }
+        chosen = {call.kernel.name: call for call in calls if name in (None, plain(call.kernel))}
         if kind == "tir":
             return "\n".join(str(call.kernel.function) for call in chosen.values())
         library = self.library if name is None else Library(self.isa, [list(chosen.values())])
@@ -234,7 +234,7 @@ class Code:
 
     def _run(self, frame: Frame, values: Sequence[Any], run: Callable[[Kernels], None]) -> tuple[Any, ...]:
         known: dict[fx.Node, Any] = dict(zip(self.inputs, values, strict=True))
-        for node in self.graph.find_nodes(op="get_attr"):
+        for node in self.constants:
             known[node] = getattr(self.root, str(node.target))
         for step in self.steps:
             if isinstance(step, Torch):
@@ -246,8 +246,7 @@ class Code:
                 del keep
             for node in step.last:
                 known.pop(node, None)
-        results: Any = map_arg(self.graph.output_node().args[0], known.__getitem__)
-        return tuple(results)
+        return tuple(map_arg(self.results, known.__getitem__))
 
     def _fill(self, frame: Frame, step: Kernels, known: dict[fx.Node, Any]) -> list[torch.Tensor]:
         """Point the table at tensors; those that only the table knows are given back, to be held while it is used."""
@@ -294,6 +293,6 @@ def _bytes(place: Place) -> int:
     return int(4 * span)
 
 
-def _plain(call: Call) -> str:
+def plain(kernel: Kernel) -> str:
     """A kernel's name as users see it."""
-    return call.kernel.name.removeprefix("graphopt_")
+    return kernel.name.removeprefix("graphopt_")

@@ -26,15 +26,14 @@ from .reading import Lanes, Layout, Leaf, Reader, Tree, lanes_of, leaves, stride
 
 @dataclass(frozen=True)
 class Panels:
-    """A weight packed in panels of so many columns, for a linear layer, or of so many outputs, for a convolution."""
+    """A weight packed in panels of so many outputs: the columns of a linear layer, the channels of a convolution."""
 
     weight: fx.Node
     size: int
-    convolution: bool = False
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight's numbers in the order in which the kernel reads them."""
-        return conv.packed(weight, self.size) if self.convolution else gemm.packed(weight, self.size)
+        return gemm.packed(weight, self.size)
 
 
 @dataclass(frozen=True)
@@ -205,8 +204,7 @@ class Builder:
         source = bound["self" if group.kind == "softmax" else "input"]
         *leading, size = val(source).shape
         rows = val(source).numel() // size
-        affine = [bound[name] for name in ("weight", "bias") if bound.get(name) is not None]
-        after = After(self, group, self.layout, affine, [source])
+        after = After(self, group, self.layout, _affine(bound), [source])
 
         def read(emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, lanes: Lanes | None) -> Expr:
             return after.value(emitter, buffers, source, (*unflattened(number, leading), _at(column, lanes)), lanes)
@@ -214,11 +212,8 @@ class Builder:
         def finish(
             emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, value: Expr, lanes: Lanes | None
         ) -> None:
-            if bound.get("weight") is not None:
-                value = value * after.value(emitter, buffers, bound["weight"], (_at(column, lanes),), lanes)
-            if bound.get("bias") is not None:
-                value = value + after.value(emitter, buffers, bound["bias"], (_at(column, lanes),), lanes)
-            after.write(emitter, buffers, after.index(number, column, lanes), emitter.let(value), lanes)
+            value = after.affine(emitter, buffers, value, (_at(column, lanes),), lanes)
+            after.write(emitter, buffers, after.index(number, column, lanes), value, lanes)
 
         name, count = self.name(group.kind), ["float32"] * len(after.pointers)
         if group.kind == "softmax":
@@ -257,16 +252,16 @@ class Builder:
 
         taps = tuple(layout.tap(row, column) for row in range(kernel[0]) for column in range(kernel[1]))
         where = conv.Source(channels * layout.channel, layout.channel, layout.columns, taps, layout.pixels)
-        pointers: list[Place] = [*after.pointers, laid, Panels(weight, conv.outputs_of(self.isa), True)]
+        pointers: list[Place] = [*after.pointers, laid, Panels(weight, conv.outputs_of(self.isa))]
         name, types = self.name("conv2d"), ["float32"] * len(pointers)
         self.launch(conv.convolution(name, self.isa, batch, channels, outputs, where, types, finish), pointers)
 
     def group_norm(self, group: Group) -> None:
         bound = bind(group.anchor)
-        source, groups, affine = bound["input"], bound["num_groups"], (bound["weight"], bound["bias"])
+        source, groups = bound["input"], bound["num_groups"]
         batch, channels, *spatial = val(source).shape
         positions, together = math.prod(spatial), channels // groups
-        after = After(self, group, self.layout, [value for value in affine if value is not None], [source])
+        after = After(self, group, self.layout, _affine(bound), [source])
 
         def index(number: Expr, place: Expr, lanes: Lanes | None) -> Index:
             place = _at(place, lanes)
@@ -280,11 +275,7 @@ class Builder:
             emitter: Emitter, buffers: Sequence[Buffer], number: Expr, place: Expr, value: Expr, lanes: Lanes | None
         ) -> None:
             at = index(number, place, lanes)
-            if affine[0] is not None:
-                value = value * after.value(emitter, buffers, affine[0], at[1:2], lanes)
-            if affine[1] is not None:
-                value = value + after.value(emitter, buffers, affine[1], at[1:2], lanes)
-            after.write(emitter, buffers, at, emitter.let(value), lanes)
+            after.write(emitter, buffers, at, after.affine(emitter, buffers, value, at[1:2], lanes), lanes)
 
         size, pointers = together * positions, after.pointers
         name, types = self.name("group_norm"), ["float32"] * len(pointers)
@@ -292,7 +283,7 @@ class Builder:
         self.launch(kernel, pointers)
 
     def attention(self, group: Group) -> None:
-        bound, node = bind(group.anchor), group.result
+        bound = bind(group.anchor)
         query, key, value, mask = (bound[name] for name in ("query", "key", "value", "attn_mask"))
         batch, heads, queries, depth = val(query).shape
         keys, values = val(key).shape[2], val(value).shape[3]
@@ -310,8 +301,7 @@ class Builder:
         def store(emitter: Emitter, buffers: Sequence[Buffer], index: Index, given: Expr) -> None:
             lanes = lanes_in(given)
             lane = vector_of(emitter, lanes) if lanes > 1 else None
-            into = emitter.analyzer.simplify(self.layout.offset(node, (*index[:3], _at(index[3], lane))))
-            elementwise.store(emitter, buffers[len(after.pointers) - 1], into, given, lane)
+            after.write(emitter, buffers, (*index[:3], _at(index[3], lane)), given, lane)
 
         masked = None if mask is None else attention.Mask(element(mask), val(mask).shape[2] != 1)
         scale = bound["scale"] if bound["scale"] is not None else depth**-0.5
@@ -393,6 +383,17 @@ class After:
         element = Tree(self.layout, emitter.analyzer).of(node, index)
         return emitter.spread(self.reader(emitter, buffers).value(element, lanes), lanes.count if lanes else 1)
 
+    def affine(
+        self, emitter: Emitter, buffers: Sequence[Buffer], value: Expr, index: Index, lanes: Lanes | None
+    ) -> Expr:
+        """Values times the anchor's weight plus its bias, where it has them."""
+        bound = bind(self.group.anchor)
+        if bound.get("weight") is not None:
+            value = value * self.value(emitter, buffers, bound["weight"], index, lanes)
+        if bound.get("bias") is not None:
+            value = value + self.value(emitter, buffers, bound["bias"], index, lanes)
+        return emitter.let(value)
+
     def write(
         self, emitter: Emitter, buffers: Sequence[Buffer], index: Index, value: Expr, lanes: Lanes | None
     ) -> None:
@@ -402,6 +403,11 @@ class After:
             value = self.reader(emitter, buffers, {self.group.anchor: value}).value(element, lanes)
         into = self.builder.layout.offset(self.group.result, index)
         elementwise.store(emitter, buffers[len(self.pointers) - 1], emitter.analyzer.simplify(into), value, lanes)
+
+
+def _affine(bound: Mapping[str, Any]) -> list[fx.Node]:
+    """The weight and the bias of a norm that has them."""
+    return [bound[name] for name in ("weight", "bias") if bound.get(name) is not None]
 
 
 def _pair(value: Sequence[int]) -> tuple[int, int]:

@@ -8,6 +8,8 @@ from tvm import tirx
 
 from .emit import Emitter, Expr
 
+TERMS = 576  # of a running sum, which then goes to a total
+
 
 def tile(
     emitter: Emitter,
@@ -37,6 +39,23 @@ def tile(
             for register, vector in zip(row, others, strict=True):
                 emitter.put(register, emitter.get(register) + factor * vector)
     return [[emitter.let(emitter.get(register), "sum") for register in row] for row in sums]
+
+
+def in_runs(emitter: Emitter, terms: int, most: int, add: Callable[[Expr, int, bool], None]) -> None:
+    """Sum up so many terms in runs of at most `most`: rounding errors grow with what is summed up in one go.
+
+    Parameters
+    ----------
+    add : takes the first term of a run, how many there are, and whether no run came before it.
+    """
+    run = max(1, min(terms, most))
+    add(tirx.const(0, "int32"), run, True)
+    more, rest = divmod(terms - run, run)
+    if more:
+        with emitter.loop(more, "run") as later:
+            add(emitter.let((later + 1) * run), run, False)
+    if rest:
+        add(tirx.const((more + 1) * run, "int32"), rest, False)
 
 
 def transposed(emitter: Emitter, rows: Sequence[Expr]) -> list[Expr]:

@@ -16,7 +16,7 @@ from ...ir.effects import is_view
 from .build import Call, Library
 from .emit import Buffer, Emitter, Expr, kernel
 from .isa import detect
-from .running import Code
+from .running import Code, plain
 from .stage import Launch
 from .tile import tile
 
@@ -49,10 +49,10 @@ def measure(code: Code, values: Sequence[Any], rounds: int) -> list[KernelTime]:
     """The kernels of a stage, the slowest first, each timed on what it is given when the stage is given `values`."""
     found: dict[str, list[tuple[Launch, float]]] = {}
     for launch, seconds in code.timed(values, rounds):
-        found.setdefault(launch.kernel.name, []).append((launch, seconds))
+        found.setdefault(plain(launch.kernel), []).append((launch, seconds))
     times = [
         KernelTime(
-            name.removeprefix("graphopt_"),
+            name,
             len(some),
             sum(seconds for _, seconds in some),
             sum(int(node_cost(node).flops) for launch, _ in some for node in launch.computes),
