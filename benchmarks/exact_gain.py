@@ -2,7 +2,7 @@
 
     python -m benchmarks.exact_gain                      everything (an hour on two cores)
     python -m benchmarks.exact_gain --models sd-like --steps 4 20
-    python -m benchmarks.exact_gain --quick              no passes left out, images of four steps
+    python -m benchmarks.exact_gain --quick              no passes left out, images of four steps unless --steps says so
     python -m benchmarks.exact_gain --summary A.json     one table of what earlier runs wrote with --json; no run
 
 Contenders are diffusers pipelines with the same weights: the original; a *ladder* of pipelines of passes on the eager
@@ -45,7 +45,7 @@ from graphopt.ir.rewrite import Pass, spell
 
 MOST_OFF = 1e-3  # largest difference of an output, relative to the largest value, after four steps
 _LADDER_STEPS = 4
-_LEAST = {4: 6, 20: 4}  # rounds, by steps per image; 3 for longer ones
+_LEAST = {4: 5, 20: 3}  # rounds, by steps per image; 2 for longer ones, of which each has many steps
 _SHARES = {4: 0.5, 20: 0.2}  # of the time of a model after compiling; the rest for longer ones
 ORIGINAL, EAGER, AUTO = "original", "exact, eager", "graphopt, auto"
 
@@ -239,9 +239,8 @@ def measure(
     left = max(0.0, seconds - result.compile_seconds)
     for number in sorted({*steps, _LADDER_STEPS}):
         field_ = {ORIGINAL: group.original, AUTO: auto}
-        if number <= 20:
-            field_[EAGER] = eager
         if number == _LADDER_STEPS:
+            field_[EAGER] = eager
             field_ |= {f"rung {name}": contender for name, contender in rungs.items()}
             field_ |= {f"without {name}": contender for name, contender in without.items()}
         images = _race(field_, number, left * _SHARES.get(number, 0.3), rounds)
@@ -262,7 +261,7 @@ def _race(
     once = {id(contender): contender for contender in contenders.values()}
     clocked = {str(key): contender for key, contender in once.items()}
     warm = next(iter(once.values()))((0, 2)).step * steps * len(once)  # an estimate of one round
-    count = rounds or fitting(seconds, warm, _LEAST.get(steps, 3), 30)
+    count = rounds or fitting(seconds, warm, _LEAST.get(steps, 2), 30)
     images = interleave(clocked, lambda number: (100 + number, steps), rounds=count, warm_up=1 if steps <= 4 else 0)
     return {name: images[str(id(contender))] for name, contender in contenders.items()}
 
@@ -344,7 +343,8 @@ def main() -> int:
     parser.add_argument("--steps", nargs="*", type=int, default=None, help="steps per image (default: 4 20 50)")
     parser.add_argument("--rounds", type=int, default=None, help="rounds of every race (default: what the time allows)")
     parser.add_argument("--minutes", type=float, default=60.0, help="for all models together")
-    parser.add_argument("--quick", action="store_true", help="no passes left out; images of four steps")
+    parser.add_argument("--threads", type=int, default=2, help="of every contender (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="no passes left out; by default images of four steps")
     parser.add_argument("--tiny", action="store_true", help="small models, to try the script out; no verdict")
     parser.add_argument("--json", type=Path, help="write all figures there as well")
     parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="show what --json wrote, and stop")
@@ -355,7 +355,7 @@ def main() -> int:
         return 0
     if any(number < 3 for number in options.steps or ()):
         parser.error("an image needs at least three steps: the first one is not timed")
-    torch.set_num_threads(1 if options.tiny else 2)
+    torch.set_num_threads(1 if options.tiny else options.threads)
     warnings.simplefilter("ignore")
     diffusers.utils.logging.set_verbosity_error()
     known = diffusers_pipelines(TINY if options.tiny else FULL)
