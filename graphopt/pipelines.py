@@ -23,6 +23,7 @@ from graphopt.passes import (
     SimplifyViews,
     SplitConcat,
     Tabulate,
+    Winograd,
 )
 
 _clean: tuple[Pass, ...] = (
@@ -57,7 +58,10 @@ generated: tuple[Pass, ...] = (
     *_clean,
     *_shorten,  # before merging: layers are joined at the size that they will have
     MergeLinears(),  # after merging values: linears share an input only once equal inputs are one
-    *_place,
+    Winograd(),  # before placing: a weight is transformed in the weights stage
+    RemoveDead(),  # from here on as in other pipelines
+    FoldConstants(max_growth=5.0, max_bytes=4 << 30),  # transformed weights are four times as large, and filled up
+    *_place[2:],
 )
 
 # Rounding only, within twice the original's own error; for torch's own kernels.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphopt.ir import winograd
 from graphopt.ir.effects import METADATA_CHECKS, is_view
 from graphopt.ir.program import Program, bind, val
 from graphopt.ir.stages import STAGES, WEIGHTS, Stage, placement, stage_name, stages
@@ -84,6 +85,21 @@ def _conv_transpose(bound: dict[str, Any], result: Any) -> Any:
     return 2 * numel(val(bound["input"])) * prod(size(n) for n in val(bound["weight"]).shape[1:])
 
 
+def _winograd(bound: dict[str, Any], result: Any) -> Any:
+    """Products alone, as for other convolutions: not the transforms."""
+    batch, _, rows, columns = (size(n) for n in result.shape)
+    tile, points = bound["tile"], val(bound["weight"]).shape[0]
+    return (
+        2
+        * points
+        * bound["outputs"]
+        * size(val(bound["input"]).shape[1])
+        * batch
+        * -(-rows // tile)
+        * -(-columns // tile)
+    )
+
+
 def _matmul(bound: dict[str, Any], result: Any) -> Any:
     left = val(bound.get("mat1", bound.get("batch1", bound.get("self"))))
     return 2 * numel(result) * size(left.shape[-1])
@@ -111,6 +127,7 @@ _FLOPS: dict[Any, Any] = {
     aten.conv2d.default: _conv,
     aten.conv3d.default: _conv,
     aten.convolution.default: _conv,
+    winograd.conv2d: _winograd,
     aten.conv_transpose2d.input: _conv_transpose,
     aten.scaled_dot_product_attention.default: _attention,
     mkldnn._linear_pointwise.default: _linear,

@@ -40,7 +40,7 @@ _SHAPE_READERS = frozenset(
 METADATA_CHECKS = frozenset({aten._assert_tensor_metadata.default, aten.sym_constrain_range_for_size.default})
 
 # Operators whose schemas and tags say what they do.
-_TORCHS_OWN = frozenset({"aten", "prims", "mkldnn"})
+_KNOWN = frozenset({"aten", "prims", "mkldnn", "graphopt"})
 
 # Operations that may give back their argument itself, although their schema does not say so.
 _UNDECLARED_VIEWS = frozenset({aten.type_as.default, aten.dropout.default})
@@ -60,7 +60,7 @@ def has_effect(node: fx.Node) -> bool:
         return False
     target = node.target
     if isinstance(target, OpOverload):
-        if target.namespace not in _TORCHS_OWN:
+        if target.namespace not in _KNOWN:
             return True  # somebody's custom operator: its schema does not say that it draws random numbers
         if target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags:
             return not _inactive_dropout(node)

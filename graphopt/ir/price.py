@@ -2,7 +2,8 @@
 
 Work is counted in bytes, so that it compares with memory: the bytes a node reads, its FLOPs divided by
 `flops_per_byte`, and `dispatch_bytes` for calling it at all. The bytes it writes do not count: where recomputing is
-fused into the reader nothing is written, and where it is not, reading the kept value costs as much. Views are free.
+fused into the reader nothing is written, and where it is not, reading the kept value costs as much; those of a
+transformed weight do, which is read in pieces, several times. Views are free.
 
 A set of nodes that can be placed together is *closed*: everything they read is available there. Dropping a node from it
 drops what depends on it, frees the values that nobody keeps any more, and keeps the values that the dropped nodes read.
@@ -22,6 +23,7 @@ import sympy
 import torch
 from torch import fx
 
+from graphopt.ir import winograd
 from graphopt.ir.alias import owner
 from graphopt.ir.cost import nbytes, node_cost
 from graphopt.ir.effects import is_view
@@ -111,8 +113,10 @@ class _Choice:
         """What computing `node` costs, in bytes."""
         if is_view(node) or node.target is operator.getitem or not isinstance(val(node), torch.Tensor | list | tuple):
             return 0.0
-        read = sum(number(nbytes(val(self.owner(source))), self.hints) for source in node.all_input_nodes)
-        return read + number(node_cost(node).flops, self.hints) / self.price.flops_per_byte + self.price.dispatch_bytes
+        moved = sum(number(nbytes(val(self.owner(source))), self.hints) for source in node.all_input_nodes)
+        if node.target is winograd.weight:  # which no reader computes on the way
+            moved += number(nbytes(val(node)), self.hints)
+        return moved + number(node_cost(node).flops, self.hints) / self.price.flops_per_byte + self.price.dispatch_bytes
 
     def leaving(self) -> list[fx.Node]:
         """The nodes inside that are read outside."""

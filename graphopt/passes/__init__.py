@@ -19,6 +19,7 @@ from .simplify_identities import SimplifyIdentities
 from .simplify_views import SimplifyViews
 from .split_concat import SplitConcat
 from .tabulate import Tabulate
+from .winograd import Winograd
 
 PASSES = (
     ComposeLinears,
@@ -40,6 +41,7 @@ PASSES = (
     SimplifyViews,
     SplitConcat,
     Tabulate,
+    Winograd,
 )
 
 __all__ = [
@@ -63,4 +65,5 @@ __all__ = [
     "SimplifyViews",
     "SplitConcat",
     "Tabulate",
+    "Winograd",
 ]

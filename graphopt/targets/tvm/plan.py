@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...ir import winograd
 from ...ir.program import bind, val
 from .operators import SPLITS, VIEWS, is_float, is_pointwise, view_source
 
@@ -93,7 +94,7 @@ def plan(graph: fx.Graph) -> Plan:
 # -- kinds -----------------------------------------------------------------------------------------------------------
 
 _IN_ROWS = ("linear", "layer_norm", "rms_norm", "softmax")  # written row by row, whatever the leading dimensions
-_FUSING = (*_IN_ROWS, "conv2d", "group_norm")
+_FUSING = (*_IN_ROWS, "conv2d", "winograd", "group_norm")
 
 
 def kind_of(node: fx.Node) -> str | None:
@@ -141,6 +142,10 @@ def _conv2d(node: fx.Node, bound: dict[str, Any]) -> bool:
     return bool(bound["groups"] == 1 and val(bound["input"]).ndim == 4 and val(weight).numel())
 
 
+def _winograd(node: fx.Node, bound: dict[str, Any]) -> bool:
+    return _floats(bound["input"], bound["weight"], bound["bias"])
+
+
 def _group_norm(node: fx.Node, bound: dict[str, Any]) -> bool:
     return _floats(bound["input"], bound["weight"], bound["bias"]) and val(node).ndim > 1
 
@@ -171,6 +176,7 @@ _KINDS: dict[Any, tuple[str, Any]] = {
     aten.layer_norm.default: ("layer_norm", _layer_norm),
     aten.conv2d.default: ("conv2d", _conv2d),
     aten.group_norm.default: ("group_norm", _group_norm),
+    winograd.conv2d: ("winograd", _winograd),
     aten.rms_norm.default: ("rms_norm", _rms_norm),
     aten.softmax.int: ("softmax", _softmax),
     aten._softmax.default: ("softmax", _softmax),
@@ -230,11 +236,13 @@ def _goes_along(node: fx.Node, kinds: dict[fx.Node, str], claimed: dict[fx.Node,
     if len(readers) != 1:
         return False
     (reader,) = readers
-    if kinds.get(reader) not in ("pointwise", "layer_norm", "rms_norm", "group_norm", "softmax", "cat", "conv2d"):
+    if kinds.get(reader) not in _READING:
         return False
     sizes = val(node).numel(), val(reader).numel()
     return sizes[0] == sizes[1] or kinds[reader] == "cat" or (sizes[0] < sizes[1] and node.target in _CHEAP)
 
+
+_READING = ("pointwise", "layer_norm", "rms_norm", "group_norm", "softmax", "cat", "conv2d", "winograd")
 
 # Operations that take less time than the memory that would keep their results for elements read several times.
 _CHEAP = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default})

@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.sym import Analyzer
 
 from ...ir.program import bind, val
-from . import attention, conv, elementwise, gemm, norm
+from . import attention, conv, elementwise, gemm, norm, winograd
 from .emit import Buffer, Emitter, Expr, Kernel
 from .emit import lanes_of as lanes_in
 from .isa import Isa
@@ -256,6 +256,32 @@ class Builder:
         name, types = self.name("conv2d"), ["float32"] * len(pointers)
         self.launch(conv.convolution(name, self.isa, batch, channels, outputs, where, types, finish), pointers)
 
+    def winograd(self, group: Group) -> None:
+        bound = bind(group.anchor)
+        source, weight, bias = bound["input"], bound["weight"], bound["bias"]
+        batch, channels, height, width = val(source).shape
+        padding, size, outputs = _pair(bound["padding"]), bound["tile"], bound["outputs"]
+        shape = winograd.Shape(self.isa, batch, channels, (height, width), outputs, padding, size, bound["height"])
+        before = After(self, group, self.layout, [], [source])
+        reads = list(before.pointers[:-1])
+        laid = self.take(shape.floats)
+
+        def read(emitter: Emitter, buffers: Sequence[Buffer], index: Index, lanes: Lanes | None) -> Expr:
+            return before.value(emitter, buffers, source, index, lanes)
+
+        types = ["float32"] * (len(reads) + 1)
+        self.launch(winograd.transform(self.name("winograd_input"), shape, types, read), [*reads, laid])
+        after = After(self, group, self.layout, [bias] if bias is not None else [], [])
+
+        def finish(emitter: Emitter, buffers: Sequence[Buffer], index: Index, value: Expr, lanes: Lanes | None) -> None:
+            if bias is not None:
+                value = value + after.value(emitter, buffers, bias, index[1:2], lanes)
+            after.write(emitter, buffers, (*index[:3], _at(index[3], lanes)), emitter.let(value), lanes)
+
+        pointers: list[Place] = [*after.pointers, laid, weight]
+        name, types = self.name("winograd"), ["float32"] * len(pointers)
+        self.launch(winograd.product(name, shape, types, finish), pointers)
+
     def group_norm(self, group: Group) -> None:
         bound = bind(group.anchor)
         source, groups = bound["input"], bound["num_groups"]
@@ -330,6 +356,7 @@ _RULES: dict[str, Callable[[Builder, Group], None]] = {
     "conv2d": Builder.conv2d,
     "linear": Builder.linear,
     "group_norm": Builder.group_norm,
+    "winograd": Builder.winograd,
     "layer_norm": Builder.normalised,
     "rms_norm": Builder.normalised,
     "softmax": Builder.normalised,

@@ -1,0 +1,150 @@
+"""``conv2d(x, w, b) → winograd_conv2d(x, winograd_weight(w), b)``: fewer products, in tiles of 2 × 2 or 4 × 4 outputs.
+
+where: float32 on the CPU; a 3 × 3 filter of stride 1, not dilated, in one group; the weight depends on weights alone,
+    so that it is transformed once and again when weights change; sizes known; on a target with kernels for it.
+because: a tile of m × m outputs takes (m + 2)² products a channel instead of 9 m²: 4/9 of them for m = 2, 1/4 for
+    m = 4. Against that stand the transforms and a weight of 16/9 or 4 times the bytes, which each step reads: small
+    images with many channels pay more for these than they save, and keep the sum as it is, or the smaller tile.
+
+>>> from graphopt.testing import sketch
+>>> before = sketch('''
+...     conv2d = ops.aten.conv2d.default(x, w, b, [1, 1], [1, 1])
+...     return (conv2d,)
+... ''', x="f32[1, 64, 32, 32]", w="weight f32[64, 64, 3, 3]", b="weight f32[64]")
+>>> print(before.rewritten(Winograd()).body)
+transform = ops.graphopt.winograd_weight.default(w, 4, 6)  # f32[36, 11, 64, 6]
+winograd = ops.graphopt.winograd_conv2d.default(x, transform, b, 64, [1, 1], 4, 6)  # f32[1, 64, 32, 32]
+return (winograd,)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from ..ir import winograd
+from ..ir.layout import has_symbols, refresh
+from ..ir.program import Program, bind, shape, val
+from ..ir.rewrite import Accuracy, Match, Pass, Refusal
+from ..ir.stages import WEIGHTS, stages
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Winograd(Pass):
+    """Compute 3 × 3 convolutions tile by tile; rounding.
+
+    Attributes
+    ----------
+    tiles : sizes of tiles to choose from, of 2 and 4. With 2 errors are those of the direct sum, with 4 three to four
+        times as large.
+    min_gain : how many times cheaper it has to be, all counted.
+    max_bytes : bytes of all transformed weights together, at most; those that save most per byte come first.
+    flops_per_byte : FLOPs done in the time of reading a byte of a weight.
+    transform_flops : FLOPs done in the time of transforming a number of the input or of the sums.
+    height : output channels that kernels read together.
+    """
+
+    tiles: tuple[int, ...] = (2, 4)
+    min_gain: float = 1.2
+    max_bytes: int = 2 << 30
+    flops_per_byte: float = 10.0
+    transform_flops: float = 40.0
+    height: int = 6
+
+    accuracy: ClassVar[Accuracy] = "rounding"
+    repeat: ClassVar[bool] = False  # what was refused stays so
+
+    def find(self, program: Program) -> Iterable[Match]:
+        known, found, free = stages(program), list[tuple[float, Match]](), self.max_bytes
+        for node in program.calls(aten.conv2d.default):
+            bound = bind(node)
+            captures: dict[str, Any] = {"weight": bound["weight"], "stage": known[bound["weight"]]}
+            saved = 0.0
+            if self._reason(node, captures["stage"]) is None:
+                direct = self._cost(node, None)
+                tile, cost = min(((tile, self._cost(node, tile)) for tile in self.tiles), key=lambda entry: entry[1])
+                captures |= {"tile": tile, "gain": direct / cost, "bytes": self._bytes(node, tile)}
+                saved = (direct - cost) / captures["bytes"]
+            found.append((saved, Match(node, captures=captures)))
+        for _, match in sorted(found, key=lambda entry: -entry[0]):
+            match.captures["free"] = free
+            if match.captures.get("gain", 0.0) >= self.min_gain and match["bytes"] <= free:
+                free -= match["bytes"]
+            yield match
+
+    def legal(self, program: Program, match: Match) -> Refusal | None:
+        node = match.root
+        reason = self._reason(node, match["stage"])
+        if reason is None and match["gain"] < self.min_gain:
+            reason = f"{match['gain']:.2f} times as cheap, less than min_gain={self.min_gain:g}"
+        elif reason is None and match["bytes"] > match["free"]:
+            reason = f"its weight takes {match['bytes']} bytes, of max_bytes={self.max_bytes} are left {match['free']}"
+        return Refusal(reason, node) if reason else None
+
+    def rewrite(self, program: Program, match: Match) -> None:
+        node, bound, tile = match.root, bind(match.root), match["tile"]
+        transformed = program.call(winograd.weight, match["weight"], tile, self.height, before=node)
+        transformed._rename("transform")
+        outputs = shape(match["weight"])[0]
+        node.target = winograd.conv2d
+        node.args, node.kwargs = (
+            (bound["input"], transformed, bound["bias"], outputs, _pair(bound["padding"]), tile, self.height),
+            {},
+        )
+        node._rename("winograd")
+        program.touch(node)
+        refresh(program, [node])
+
+    def _reason(self, node: fx.Node, stage: Any) -> str | None:
+        """Why the transforms do not apply to a convolution, if so."""
+        bound = bind(node)
+        source, weight = val(bound["input"]), val(bound["weight"])
+        values = [val(node), source, weight, *([val(bound["bias"])] if bound["bias"] is not None else [])]
+        if any(has_symbols(value) for value in values):
+            return "a size is known only when the program runs"
+        if weight.device.type != "cpu":
+            return f"the convolution runs on {weight.device.type}; kernels are generated for the CPU"
+        if any(value.dtype != torch.float32 for value in values):
+            return f"the dtype is {weight.dtype}; kernels are generated for float32"
+        if source.ndim != 4 or tuple(weight.shape[2:]) != (winograd.FILTER,) * 2:
+            return f"the filter is {' × '.join(map(str, weight.shape[2:]))}, not 3 × 3 over images"
+        for name, only in (("stride", 1), ("dilation", 1)):
+            if set(bound[name]) != {only}:
+                return f"the {name} is {bound[name]}"
+        if bound["groups"] != 1:
+            return f"it has {bound['groups']} groups"
+        if not val(node).numel():
+            return "there is nothing to compute"
+        if stage != WEIGHTS:
+            return "the weight is computed from inputs of the call: it would be transformed at every step"
+        return None
+
+    def _cost(self, node: fx.Node, tile: int | None) -> float:
+        """FLOPs, and what else takes as long as so many; without a tile of the direct sum."""
+        outputs, channels = val(bind(node)["weight"]).shape[:2]
+        batch, _, rows, columns = shape(node)
+        read = self.flops_per_byte * self._bytes(node, tile)
+        if tile is None:
+            return float(2 * winograd.FILTER**2 * outputs * channels * batch * rows * columns + read)
+        points = winograd.transforms(tile).points ** 2
+        tiles = batch * ceil(rows / tile) * ceil(columns / tile)
+        products = 2 * points * outputs * channels * (ceil(tiles / 8) * 8)  # vectors have at least 8 lanes
+        return float(products + self.transform_flops * points * tiles * (outputs + channels) + read)
+
+    def _bytes(self, node: fx.Node, tile: int | None) -> int:
+        """Of the weight, transformed or as it is."""
+        weight = val(bind(node)["weight"])
+        factor = winograd.FILTER**2 if tile is None else winograd.transforms(tile).points ** 2
+        return int(weight.element_size() * factor * weight.shape[0] * weight.shape[1])
+
+
+def _pair(value: list[int]) -> list[int]:
+    """An option for both dimensions: ``[1]`` means ``[1, 1]``."""
+    return list(value) * 2 if len(value) == 1 else list(value)

@@ -1,0 +1,372 @@
+"""Winograd's 3 × 3 convolutions (`graphopt.ir.winograd`) in NCHW order: tiles of the output in the lanes of vectors.
+
+Two kernels. The first reads the input, with whatever comes before it, and transforms it tile by tile: Bᵀ x B, in
+``[block of tiles, point, channel, tile]``. The second multiplies, point by point, with the weight that has been
+transformed, keeps the sums of some output channels in the second cache, and transforms them back: what follows the
+convolution is applied to rows of pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import TypeAlias
+
+from tvm import tirx
+
+from ...ir.winograd import FILTER, Matrix, transforms
+from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
+from .isa import Isa
+from .reading import Lanes, vector_of
+from .tile import TERMS, in_runs, tile
+
+_TASK = 1 << 22  # multiplications of a task
+_ELEMENTS = 1 << 15  # elements that a task transforms
+_SUMS = 1 << 15  # sums that a task keeps: a quarter of the second cache
+
+# Batch, channel, row, column, lanes → elements of the input.
+Read: TypeAlias = Callable[[Emitter, Sequence[Buffer], tuple[Expr, Expr, Expr, Expr], Lanes | None], Expr]
+# Batch, channel, row, column, values, lanes → written.
+Finish: TypeAlias = Callable[[Emitter, Sequence[Buffer], tuple[Expr, Expr, Expr, Expr], Expr, Lanes | None], None]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a convolution, and of its tiles.
+
+    Attributes
+    ----------
+    padding : rows above and below, columns to the left and to the right.
+    size : rows and columns of a tile of outputs.
+    height : output channels that lie together in the weight.
+    """
+
+    isa: Isa
+    batch: int
+    channels: int
+    inputs: tuple[int, int]
+    outputs: int
+    padding: tuple[int, int]
+    size: int
+    height: int
+
+    @property
+    def rows(self) -> int:
+        """Of the output."""
+        return self.inputs[0] + 2 * self.padding[0] - FILTER + 1
+
+    @property
+    def columns(self) -> int:
+        """Of the output."""
+        return self.inputs[1] + 2 * self.padding[1] - FILTER + 1
+
+    @property
+    def down(self) -> int:
+        """Tiles over the rows."""
+        return ceil(self.rows / self.size)
+
+    @property
+    def across(self) -> int:
+        """Tiles over the columns."""
+        return ceil(self.columns / self.size)
+
+    @property
+    def tiles(self) -> int:
+        return self.batch * self.down * self.across
+
+    @property
+    def edge(self) -> int:
+        """Points along a dimension."""
+        return transforms(self.size).points
+
+    @property
+    def points(self) -> int:
+        return self.edge**2
+
+    @property
+    def vectors(self) -> int:
+        """Of a block of tiles."""
+        return min(self.isa.tile[1] // self.isa.lanes, ceil(self.tiles / self.isa.lanes))
+
+    @property
+    def block(self) -> int:
+        """Tiles of a block: those whose sums are in registers at the same time."""
+        return self.vectors * self.isa.lanes
+
+    @property
+    def blocks(self) -> int:
+        return ceil(self.tiles / self.block)
+
+    @property
+    def pitch(self) -> int:
+        """Numbers of a point of a block; one channel more than there are, or points would share few cache sets."""
+        return (self.channels + 1) * self.block
+
+    @property
+    def floats(self) -> int:
+        """Numbers of the transformed input."""
+        return self.blocks * self.points * self.pitch
+
+
+def transform(name: str, shape: Shape, arguments: Sequence[str], read: Read) -> Kernel:
+    """A kernel that transforms the input; its last pointer shows to where.
+
+    A task takes some channels of some rows of tiles.
+    """
+    rows, area = shape.batch * shape.down, shape.across * shape.size * shape.edge
+    channels = max(1, min(shape.channels, _ELEMENTS // (area * rows)))
+    high = max(1, min(rows, _ELEMENTS // area))
+    groups = ceil(shape.channels / channels)
+
+    def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
+        part = _Transform(emitter, buffers, shape, read)
+        first = emitter.let(tirx.floormod(task, groups) * channels, "first")
+        top = emitter.let(tirx.floordiv(task, groups) * high, "top")
+        with (
+            emitter.loop(at_most(channels, shape.channels, first), "channel") as channel,
+            emitter.loop(at_most(high, rows, top), "row") as row,
+        ):
+            part.row(emitter.let(first + channel, "channel"), emitter.let(top + row, "row"))
+
+    return kernel(name, shape.isa, arguments, groups * ceil(rows / high), body)
+
+
+class _Transform:
+    """Rows of tiles of one channel: first along the columns of x, with pixels in the lanes, then along its rows."""
+
+    def __init__(self, emitter: Emitter, buffers: Sequence[Buffer], shape: Shape, read: Read) -> None:
+        self.emitter, self.buffers, self.shape, self.read = emitter, buffers, shape, read
+        self.matrix, self.lanes = transforms(shape.size).input, shape.isa.lanes
+        self.left, self.width = shape.padding[1], shape.inputs[1]
+        self.used = shape.across * shape.size + FILTER - 1  # columns that tiles read, the padding's included
+        # Vectors are read beyond the columns used where tiles are taken apart.
+        self.stride = max(self.used, self.left + self.width) + shape.size * self.lanes
+        self.lines = emitter.scratch(shape.edge * self.stride, name="lines")
+        zero = emitter.number(0.0)
+        for start, stop in ((0, self.left), (self.left + self.width, self.stride)):
+            with emitter.loop(shape.edge, "line") as line, emitter.loop(max(0, stop - start), "clear") as column:
+                emitter.store(self.lines, line * self.stride + start + column, zero)
+
+    def row(self, channel: Expr, row: Expr) -> None:
+        emitter, shape = self.emitter, self.shape
+        batch = emitter.let(tirx.floordiv(row, shape.down), "batch")
+        top = emitter.let(tirx.floormod(row, shape.down) * shape.size - shape.padding[0], "top")
+        whole, rest = divmod(self.width, self.lanes)
+        with emitter.loop(whole, "vector") as vector:
+            self._down(batch, channel, top, vector * self.lanes, vector_of(emitter, self.lanes))
+        with emitter.loop(rest, "rest") as column:
+            self._down(batch, channel, top, column + whole * self.lanes, None)
+        together = next(n for n in (self.lanes >> k for k in range(8)) if shape.across % n == 0)
+        with (
+            emitter.loop(shape.across // together, "tiles") as number,
+            emitter.loop(shape.edge, "line") as line,
+        ):
+            start = emitter.let(line * self.stride + number * (together * shape.size), "start")
+            first = emitter.let(row * shape.across + number * together, "tile")
+            self._across(channel, line, start, first, together)
+
+    def _down(self, batch: Expr, channel: Expr, top: Expr, column: Expr, lanes: Lanes | None) -> None:
+        """Columns of x: each becomes as many numbers as there are points."""
+        emitter, shape = self.emitter, self.shape
+        count, height = lanes.count if lanes else 1, shape.inputs[0]
+        at = column if lanes is None else column + lanes.var
+        values = []
+        for number in range(shape.edge):
+            y = emitter.let(top + number, "y")
+            inside = emitter.let(tirx.max(0, tirx.min(y, height - 1)), "inside")
+            if isinstance(inside, tirx.Var):
+                emitter.bound(inside, height)
+            value = self.read(emitter, self.buffers, (batch, channel, inside, at), lanes)
+            there = tirx.And(y >= 0, y < height)
+            values.append(emitter.let(tirx.Select(_spread(there, count), value, emitter.spread(0.0, count)), "x"))
+        for number, value in enumerate(combined(emitter, self.matrix, values)):
+            emitter.store(self.lines, number * self.stride + self.left + column, value)
+
+    def _across(self, channel: Expr, line: Expr, start: Expr, first: Expr, together: int) -> None:
+        """Rows of x, some tiles in the lanes."""
+        emitter, shape = self.emitter, self.shape
+        values = apart(emitter, self.lines, start, shape.size, shape.edge, together)
+        block, lane = tirx.floordiv(first, shape.block), tirx.floormod(first, shape.block)
+        into = (block * shape.points + line * shape.edge) * shape.pitch + channel * shape.block + lane
+        into = emitter.let(into, "into")
+        for number, value in enumerate(combined(emitter, self.matrix, values)):
+            emitter.store(self.buffers[-1], into + number * shape.pitch, value)
+
+
+def product(name: str, shape: Shape, arguments: Sequence[str], finish: Finish) -> Kernel:
+    """A kernel of the transformed input and weight, to which its last two pointers show."""
+    high = ceil(shape.outputs / shape.height)
+    sums = shape.points * shape.height * shape.block
+    work = sums * shape.channels
+    deep = max(1, min(high, _SUMS * 2 // sums, _TASK * 4 // work))
+    down = ceil(high / deep)
+
+    def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
+        part = _Product(emitter, buffers, shape, finish, deep)
+        first = emitter.let(tirx.floormod(task, down) * deep, "first")
+        block = emitter.let(tirx.floordiv(task, down), "block")
+        part.run(block, first, at_most(deep, high, first))
+
+    return kernel(name, shape.isa, arguments, shape.blocks * down, body)
+
+
+class _Product:
+    """One task: a block of tiles, and some output channels, `height` at a time."""
+
+    def __init__(self, emitter: Emitter, buffers: Sequence[Buffer], shape: Shape, finish: Finish, deep: int) -> None:
+        self.emitter, self.buffers, self.shape, self.finish = emitter, buffers, shape, finish
+        self.lanes = shape.isa.lanes
+        self.sums = emitter.scratch(deep * shape.height * shape.points * shape.block, name="sums")
+        self.halfway = emitter.scratch(shape.size * shape.edge * self.lanes, name="halfway")
+        self.pixels = emitter.scratch(shape.size * shape.size * shape.block, name="pixels")
+
+    def run(self, block: Expr, first: Expr, count: Expr | int) -> None:
+        emitter, shape = self.emitter, self.shape
+        with emitter.loop(shape.points, "point") as point, emitter.loop(count, "group") as group:
+            image = emitter.let((block * shape.points + point) * shape.pitch, "image")
+            high = ceil(shape.outputs / shape.height)
+            weight = (point * high + first + group) * (shape.channels * shape.height)
+            into = (group * shape.height * shape.points + point) * shape.block
+            self._sum(image, emitter.let(weight, "weight"), emitter.let(into, "into"))
+        with emitter.loop(count, "group") as group, emitter.loop(shape.height, "row") as row:
+            output = emitter.let((first + group) * shape.height + row, "output")
+            with emitter.when(output < shape.outputs):
+                start = emitter.let((group * shape.height + row) * (shape.points * shape.block), "start")
+                with emitter.loop(shape.vectors, "vector") as vector:
+                    self._back(emitter.let(start + vector * self.lanes, "at"), vector)
+                self._write(block, output)
+
+    def _sum(self, image: Expr, weight: Expr, into: Expr) -> None:
+        """One point: so many output channels of a block of tiles."""
+        emitter, shape, lanes = self.emitter, self.shape, self.lanes
+        *_, images, weights = self.buffers
+
+        def add(start: Expr, count: int, fresh: bool) -> None:
+            found = tile(
+                emitter,
+                shape.height,
+                shape.vectors,
+                count,
+                lambda row, k: emitter.load(weights, weight + (start + k) * shape.height + row),
+                lambda k, vector: emitter.load(images, image + (start + k) * shape.block + vector * lanes, lanes),
+            )
+            for row, sums in enumerate(found):
+                for vector, value in enumerate(sums):
+                    place = into + (row * shape.points * shape.block + vector * lanes)
+                    known = emitter.load(self.sums, place, lanes)
+                    emitter.store(self.sums, place, value if fresh else known + value)
+
+        in_runs(emitter, shape.channels, TERMS, add)
+
+    def _back(self, at: Expr, vector: Expr) -> None:
+        """Aᵀ y A of a vector of tiles, as rows of pixels."""
+        emitter, shape, lanes, matrix = self.emitter, self.shape, self.lanes, transforms(self.shape.size).output
+        with emitter.loop(shape.edge, "column") as column:
+            values = [
+                emitter.let(emitter.load(self.sums, at + (row * shape.edge + column) * shape.block, lanes))
+                for row in range(shape.edge)
+            ]
+            for row, value in enumerate(combined(emitter, matrix, values)):
+                emitter.store(self.halfway, (row * shape.edge + column) * lanes, value)
+        with emitter.loop(shape.size, "row") as row:
+            values = [
+                emitter.let(emitter.load(self.halfway, (row * shape.edge + column) * lanes, lanes))
+                for column in range(shape.edge)
+            ]
+            into = emitter.let(row * (shape.size * shape.block) + vector * (shape.size * lanes), "into")
+            for number, value in enumerate(interleaved(emitter, list(combined(emitter, matrix, values)))):
+                emitter.store(self.pixels, into + number * lanes, value)
+
+    def _write(self, block: Expr, output: Expr) -> None:
+        """What becomes of the pixels of a block, a vector at a time where they lie in one row of the output."""
+        emitter, shape, lanes = self.emitter, self.shape, self.lanes
+        long = shape.size * shape.block
+        with emitter.loop(shape.size, "row") as row, emitter.loop(long // lanes, "vector") as vector:
+            place = emitter.let(row * long + vector * lanes, "place")
+            at = emitter.let(block * long + vector * lanes, "pixel")
+            batch, y, x = self._pixel(at, row)
+            there = tirx.And(at < shape.tiles * shape.size, y < shape.rows)
+            whole = shape.across * shape.size == shape.columns and shape.columns % lanes == 0
+            with emitter.when(there if whole else tirx.And(there, x + lanes <= shape.columns)):
+                value = emitter.let(emitter.load(self.pixels, place, lanes))
+                self.finish(emitter, self.buffers, (batch, output, y, x), value, vector_of(emitter, lanes))
+            if not whole:
+                with emitter.when(x + lanes > shape.columns), emitter.loop(lanes, "rest") as lane:
+                    self._one(output, row, emitter.let(at + lane, "pixel"), place + lane)
+
+    def _one(self, output: Expr, row: Expr, at: Expr, place: Expr) -> None:
+        """A pixel by itself, if there is one."""
+        emitter, shape = self.emitter, self.shape
+        batch, y, x = self._pixel(at, row)
+        inside = tirx.And(tirx.And(at < shape.tiles * shape.size, y < shape.rows), x < shape.columns)
+        with emitter.when(inside):
+            self.finish(
+                emitter, self.buffers, (batch, output, y, x), emitter.let(emitter.load(self.pixels, place)), None
+            )
+
+    def _pixel(self, at: Expr, row: Expr) -> tuple[Expr, Expr, Expr]:
+        """Image, row and column of a pixel of a row through all tiles."""
+        emitter, shape = self.emitter, self.shape
+        long = shape.across * shape.size
+        line = emitter.let(tirx.floordiv(at, long), "line")
+        batch = emitter.let(tirx.floordiv(line, shape.down), "batch")
+        y = emitter.let(tirx.floormod(line, shape.down) * shape.size + row, "y")
+        return batch, y, emitter.let(tirx.floormod(at, long), "x")
+
+
+def combined(emitter: Emitter, matrix: Matrix, values: Sequence[Expr]) -> list[Expr]:
+    """Matrix · values. Two rows that differ in signs alone, as those of two opposite points, share their halves."""
+    found: list[Expr] = []
+    for number, row in enumerate(matrix):
+        before = matrix[number - 1] if number else None
+        if before is not None and row != before and tuple(map(abs, row)) == tuple(map(abs, before)):
+            same = _sum(emitter, [a if a == b else 0.0 for a, b in zip(before, row, strict=True)], values)
+            other = _sum(emitter, [a if a != b else 0.0 for a, b in zip(before, row, strict=True)], values)
+            if same is not None and other is not None:
+                found[-1:] = [emitter.let(same + other, "t"), emitter.let(same - other, "t")]
+                continue
+        total = _sum(emitter, row, values)
+        assert total is not None
+        found.append(total)
+    return found
+
+
+def _sum(emitter: Emitter, factors: Sequence[float], values: Sequence[Expr]) -> Expr | None:
+    total: Expr | None = None
+    for factor, value in sorted(zip(factors, values, strict=True), key=lambda entry: -abs(entry[0])):
+        if factor == 0.0:
+            continue
+        term = value if factor == 1.0 else value * factor
+        total = term if total is None else total - value if factor == -1.0 else total + term
+    return None if total is None else emitter.let(total, "t")
+
+
+def apart(emitter: Emitter, buffer: Buffer, start: Expr, step: int, count: int, lanes: int) -> list[Expr]:
+    """The vectors that begin at `start`, `start + 1` and so on, `count` of them, of every `step`-th number."""
+    found: list[Expr] = []
+    for first in range(0, count, step):
+        line = [
+            emitter.let(emitter.load(buffer, start + first + number * lanes, lanes), "line") for number in range(step)
+        ]
+        for offset in range(min(step, count - first)):
+            found.append(emitter.let(_picked(line, [offset + step * lane for lane in range(lanes)]), "x"))
+    return found
+
+
+def interleaved(emitter: Emitter, values: Sequence[Expr]) -> list[Expr]:
+    """The vectors that begin with the first lanes of all values, one after the other, then the second ones."""
+    lanes, step = int(values[0].ty.dtype.lanes), len(values)
+    order = [number * lanes + lane for lane, number in itertools.product(range(lanes), range(step))]
+    return [
+        emitter.let(_picked(values, order[number * lanes : (number + 1) * lanes]), "pixels") for number in range(step)
+    ]
+
+
+def _picked(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    return tirx.Shuffle(list(vectors), [tirx.const(lane, "int32") for lane in lanes])
+
+
+def _spread(condition: Expr, lanes: int) -> Expr:
+    return condition if lanes == 1 else tirx.Broadcast(condition, lanes)
