@@ -249,7 +249,7 @@ def _inputs(denoiser: Denoiser, schedule: int) -> Callable[[int], dict[str, Any]
         given = denoiser.call(number % 2**31)
         if "timestep" in given:
             place = number % (schedule or 1000)
-            when, whole = (981 - 617 * place) % 1000, not given["timestep"].is_floating_point()  # 617: coprime to 1000
+            when, whole = (981 - place) % 1000, not given["timestep"].is_floating_point()  # downwards, as when sampling
             given["timestep"] = torch.full_like(given["timestep"], when if whole else when / 1000)
         return given
 

@@ -106,7 +106,7 @@ def _weight(weight: torch.Tensor, tile: int, height: int) -> torch.Tensor:
     made = torch.einsum("ia,ocab,jb->ijoc", matrix, weight.double(), matrix)
     made = pad(made, (0, 0, 0, -outputs % height))
     made = made.reshape(len(matrix) ** 2, -1, height, channels)
-    return made.transpose(2, 3).to(weight.dtype, memory_format=torch.contiguous_format)
+    return made.transpose(2, 3).to(weight.dtype).contiguous()
 
 
 def _weight_shape(weight: torch.Tensor, tile: int, height: int) -> torch.Tensor:

@@ -28,6 +28,7 @@ import torch
 from torch import fx
 
 from ..ir import winograd
+from ..ir.cost import nbytes
 from ..ir.layout import has_symbols, refresh
 from ..ir.program import Program, bind, shape, val
 from ..ir.rewrite import Accuracy, Match, Pass, Refusal
@@ -62,7 +63,8 @@ class Winograd(Pass):
     repeat: ClassVar[bool] = False  # what was refused stays so
 
     def find(self, program: Program) -> Iterable[Match]:
-        known, found, free = stages(program), list[tuple[float, Match]](), self.max_bytes
+        known, found = stages(program), list[tuple[float, Match]]()
+        free = self.max_bytes - sum(nbytes(val(node)) for node in program.calls(winograd.weight))
         for node in program.calls(aten.conv2d.default):
             bound = bind(node)
             captures: dict[str, Any] = {"weight": bound["weight"], "stage": known[bound["weight"]]}
@@ -75,8 +77,8 @@ class Winograd(Pass):
             found.append((saved, Match(node, captures=captures)))
         for _, match in sorted(found, key=lambda entry: -entry[0]):
             match.captures["free"] = free
-            if match.captures.get("gain", 0.0) >= self.min_gain and match["bytes"] <= free:
-                free -= match["bytes"]
+            taken = match.captures.get("bytes", 0) if match.captures.get("gain", 0.0) >= self.min_gain else 0
+            free -= taken if taken <= free else 0
             yield match
 
     def legal(self, program: Program, match: Match) -> Refusal | None:
@@ -141,8 +143,10 @@ class Winograd(Pass):
     def _bytes(self, node: fx.Node, tile: int | None) -> int:
         """Of the weight, transformed or as it is."""
         weight = val(bind(node)["weight"])
-        factor = winograd.FILTER**2 if tile is None else winograd.transforms(tile).points ** 2
-        return int(weight.element_size() * factor * weight.shape[0] * weight.shape[1])
+        if tile is None:
+            return int(nbytes(weight))
+        outputs = ceil(weight.shape[0] / self.height) * self.height
+        return int(weight.element_size() * winograd.transforms(tile).points ** 2 * outputs * weight.shape[1])
 
 
 def _pair(value: list[int]) -> list[int]:
