@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,8 +32,14 @@ from graphopt.errors import UsageError, nearest
 if TYPE_CHECKING:
     from graphopt.targets.tvm.timing import KernelTime
 
+# Bytes that each thread reads to measure a memory.
+MEMORIES = {"first cache": 16 << 10, "second cache": 256 << 10, "main memory": 128 << 20}
+
 Repeats = Annotated[int, typer.Option(min=1, help="How often each kernel is timed.")]
 Kernel = Annotated[str | None, typer.Option(metavar="NAME", help="One kernel, and with --source its code.")]
+Roofline = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw the kernels against this machine's limits: svg, png or pdf.")
+]
 Source = Annotated[str | None, typer.Option(metavar="tir|ll|asm", help="Print code: TensorIR, LLVM's or assembly.")]
 
 
@@ -42,6 +49,7 @@ def kernels(
     kernel: Kernel = None,
     source: Source = None,
     repeats: Repeats = 10,
+    roofline: Roofline = None,
     prompt: Prompt = PROMPT,
     steps: Steps = STEPS,
     seed: Seed = SEED,
@@ -64,9 +72,15 @@ def kernels(
         graphopt kernels emoji-unet --module vae.decoder --json | jq '.kernels[0]'
 
         graphopt kernels emoji-dit --kernel linear_5 --source tir
+
+        graphopt kernels emoji-dit --roofline step.svg
     """
     if source not in (None, "tir", "ll", "asm"):
         raise UsageError(f"there is no source '{source}'", where="--source", hint="tir, ll or asm")
+    if roofline is not None:
+        from graphopt.debug.roofline import check_file
+
+        check_file(roofline)
     request = Request(pipeline, prompt, steps, seed, height, width, tuple(arg or ()), None,
                       "tvm", pass_pipeline, tuple(one_pass or ()))  # fmt: skip
     session = request.open()
@@ -90,6 +104,8 @@ def kernels(
         reached = peak()
     if kernel is not None and not found:
         _named(step.kernel, kernel)
+    if roofline is not None:
+        _draw(session, name, found, reached, roofline)
     left = [str(node.target) for node in step.kernel.builder.plan.left]
     if as_json:
         rows = [entry.to_dict(reached) for entry in found]
@@ -107,6 +123,16 @@ def _named(code: Any, name: str) -> str:
     if name not in known:
         raise UsageError(f"there is no kernel '{name}'", where="--kernel", hint=nearest(name, known))
     return name
+
+
+def _draw(session: Session, name: str, found: Sequence[KernelTime], reached: float, file: Path) -> None:
+    from graphopt.debug.roofline import roofline
+    from graphopt.targets.tvm.timing import bandwidth
+
+    with phase("measuring how fast memory is"):
+        memories = {what: bandwidth(size) for what, size in MEMORIES.items()}
+    roofline(found, reached, memories, file, f"{session.title}: {name}")
+    note(f"wrote {file}")
 
 
 def _show(session: Session, name: str, found: Sequence[KernelTime], reached: float, left: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.cli.conftest import Run, parsed
@@ -30,11 +32,22 @@ def test_json_and_source(run: Run) -> None:
     assert result.exit_code == 0 and ".globl" in result.stdout and f"graphopt_{busiest['name']}" in result.stdout
 
 
+def test_roofline(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "step.svg"
+    result = run("kernels", PIPELINE, *TINY, "--roofline", str(file))
+    assert result.exit_code == 0, result.output
+    assert "step.svg" in result.stderr
+    text = file.read_text(encoding="utf-8")
+    assert text.count("<svg") == 1 and "main memory" in text and "of the time" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (("--source", "c"), ("there is no source 'c'", "tir, ll or asm")),
         (("--kernel", "conv2d"), ("there is no kernel 'conv2d'",)),
+        (("--roofline", "step.bmp"), ("cannot draw a '.bmp' file", ".svg, .png, .pdf")),
+        (("--roofline", "nowhere/step.svg"), ("there is no folder nowhere",)),
         (("--module", "nope"), ("there is no compiled module 'nope'",)),
     ],
 )

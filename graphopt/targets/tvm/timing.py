@@ -70,6 +70,29 @@ def _operators(launch: Launch) -> str:
 
 
 @cache
+def bandwidth(size: int) -> float:
+    """Bytes per second that all of torch's threads read together, each a piece of so many bytes again and again."""
+    isa, threads = detect(), torch.get_num_threads()
+    sums = 8
+    vectors = max(1, size // (4 * isa.lanes * sums))
+    floats, repeats = vectors * sums * isa.lanes, max(1, (64 << 20) // size)
+
+    def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
+        with emitter.loop(repeats) as _:
+            totals = [emitter.register(emitter.spread(0.0, isa.lanes)) for _ in range(sums)]
+            with emitter.loop(vectors) as vector:
+                for place, total in enumerate(totals):
+                    at = task * floats + (vector * sums + place) * isa.lanes
+                    emitter.put(total, emitter.get(total) + emitter.load(buffers[0], at, isa.lanes))
+            for place, total in enumerate(totals):
+                emitter.store(buffers[1], (task * sums + place) * isa.lanes, emitter.get(total))
+
+    library = Library(isa, [[Call(kernel("graphopt_stream", isa, ["float32"] * 2, threads, body), 0)]])
+    memory = torch.ones(threads * floats), torch.empty(threads * sums * isa.lanes)
+    return threads * floats * 4 * repeats / _least(library, memory)
+
+
+@cache
 def peak() -> float:
     """FLOP/s of all of torch's threads: multiplying and adding in registers, what is read lying in the first cache."""
     isa, terms, repeats = detect(), 256, 64
@@ -91,10 +114,15 @@ def peak() -> float:
 
     library = Library(isa, [[Call(kernel("graphopt_peak", isa, ["float32"] * 3, tasks, body), 0)]])
     memory = torch.ones(terms * rows), torch.ones(terms * columns), torch.empty(tasks * rows * columns)
+    return 2 * rows * columns * terms * repeats * tasks / _least(library, memory)
+
+
+def _least(library: Library, memory: Sequence[torch.Tensor]) -> float:
+    """The least seconds of several calls of a library of one sequence, whose pointers show to these tensors."""
     table = np.array([tensor.data_ptr() for tensor in memory])
     times = []
     for _ in range(9):
         start = time.perf_counter()
         library.run(0, table.ctypes.data)
         times.append(time.perf_counter() - start)
-    return 2 * rows * columns * terms * repeats * tasks / min(times)
+    return min(times)
