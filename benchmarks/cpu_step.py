@@ -2,9 +2,10 @@
 
     python -m benchmarks.cpu_step                                     four models, without torch.compile
     python -m benchmarks.cpu_step --contenders original,tvm,torch.compile
+    python -m benchmarks.cpu_step --dtype bfloat16
     python -m benchmarks.cpu_step --models sd-1.5 --rounds 5          5 copies of the weights: 24 GB of memory
 
-Every contender has a copy of the module, computes in float32 and gets the same inputs: new latents and a timestep not
+Every contender has a copy of the module, computes in float32 (or `--dtype`) and gets the same inputs: new latents and a timestep not
 seen before on every call; the prompt is that of one request. A round lets every contender, in random order, make some
 calls in a row, of which the first is not timed: it waits for the other's threads and brings weights to the caches, as
 the step before it would while sampling. A sample is the mean of the others.
@@ -16,7 +17,7 @@ contender performs (`graphopt.ir.cost`), as a share of what a kernel of nothing 
 the first level of cache reaches on as many threads.
 
 Outputs are compared with those of the original in float64, as the largest difference over the largest value. Exit
-status 1 when one is off by more than 1e-5 or a contender fails. What is not installed is left out, and said:
+status 1 when one is off by more than 1e-5, in bfloat16 by more than torch's own, or a contender fails. What is not installed is left out, and said:
 ``pip install openvino``; torch.compile needs g++.
 """
 
@@ -105,6 +106,8 @@ class _Positional(torch.nn.Module):
 
 def _openvino(module: torch.nn.Module, given: dict[str, Any], threads: int) -> Run:
     openvino = importlib.import_module("openvino")
+    hint = "f32" if next(module.parameters()).dtype == torch.float32 else "bf16"
+    module, given = module.float(), _cast(given, torch.float32)  # its inputs and results are NumPy's
     positional = _Positional(module, given).eval()
     tensors = positional.tensors(given)
     model = openvino.convert_model(positional, example_input=tensors)
@@ -112,13 +115,13 @@ def _openvino(module: torch.nn.Module, given: dict[str, Any], threads: int) -> R
         raise ValueError(f"OpenVINO found {len(model.inputs)} inputs of {len(tensors)}")
     model.reshape({number: list(tensor.shape) for number, tensor in enumerate(tensors)})
     settings = {
-        "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
     }  # fmt: skip
     request = openvino.compile_model(model, "CPU", settings).create_infer_request()
 
     def run(call: dict[str, Any]) -> torch.Tensor:
-        arrays = [tensor.numpy() for tensor in positional.tensors(call)]
+        arrays = [tensor.numpy() for tensor in positional.tensors(_cast(call, torch.float32))]
         return torch.from_numpy(request.infer(arrays, share_inputs=True, share_outputs=True)[0])
 
     return run
@@ -163,6 +166,7 @@ class Result:
     times : seconds of every round, by contender.
     compiling : seconds from the module to its first result.
     off : difference to float64.
+    most_off : difference to float64 that is too large.
     flops : of the step as a contender performs it; empty where no graphopt contender counted them.
     left_out : contenders that did not run, and why; `failed` those of them that should have.
     """
@@ -172,11 +176,14 @@ class Result:
     off: dict[str, float] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    most_off: float = MOST_OFF
     failed: list[str] = field(default_factory=list)
 
     def complaints(self, name: str) -> list[str]:
         """What makes the exit status 1."""
-        bad = [f"{name}, {contender}: off by {off:.1e}" for contender, off in self.off.items() if not off <= MOST_OFF]
+        bad = [
+            f"{name}, {contender}: off by {off:.1e}" for contender, off in self.off.items() if not off <= self.most_off
+        ]
         return bad + [f"{name}, {contender}: {self.left_out[contender]}" for contender in self.failed]
 
     def against(self, contender: str, base: str) -> Timing | None:
@@ -187,8 +194,9 @@ class Result:
 
 
 def measure(
-    denoiser: Denoiser, contenders: Sequence[str], rounds: int, *, threads: int, calls: int = 3, schedule: int = 0
-) -> Result:
+    denoiser: Denoiser, contenders: Sequence[str], rounds: int, *, threads: int, calls: int = 3, schedule: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Result:  # fmt: skip
     """Build the contenders one after the other, compare their outputs, and time them, right or wrong.
 
     Parameters
@@ -197,8 +205,8 @@ def measure(
     schedule : number of timesteps that repeat; 0 for a new one on every call.
     """
     result, runs = Result(), dict[str, Run]()
-    module = denoiser.make()
-    inputs = _inputs(denoiser, schedule)
+    module = denoiser.make().to(dtype)
+    inputs = _inputs(denoiser, schedule, dtype)
     checked = (-1, -2)
     expected = _in_double(module, [inputs(number) for number in checked])
     for name in contenders:
@@ -220,6 +228,8 @@ def measure(
         result.off[name] = max(_difference(ours, true) for ours, true in zip(got, expected, strict=True))
         _count(result, name, mine, schedule)
         runs[name] = run
+    if dtype != torch.float32:
+        result.most_off = result.off.get("original", 0.0)
     warm_up = max(1, -(-schedule // calls))
     timed = {name: _timed(run) for name, run in runs.items()}
 
@@ -242,7 +252,13 @@ def _timed(run: Run) -> Callable[[Sequence[dict[str, Any]]], float]:
     return seconds
 
 
-def _inputs(denoiser: Denoiser, schedule: int) -> Callable[[int], dict[str, Any]]:
+def _cast(given: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments with all floating-point tensors of one type."""
+    cast: dict[str, Any] = tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, given)
+    return cast
+
+
+def _inputs(denoiser: Denoiser, schedule: int, dtype: torch.dtype = torch.float32) -> Callable[[int], dict[str, Any]]:
     """Calls by number, with timesteps that are new for a thousand calls, or repeat."""
 
     def make(number: int) -> dict[str, Any]:
@@ -251,7 +267,7 @@ def _inputs(denoiser: Denoiser, schedule: int) -> Callable[[int], dict[str, Any]
             place = number % (schedule or 1000)
             when, whole = (981 - place) % 1000, not given["timestep"].is_floating_point()  # downwards, as when sampling
             given["timestep"] = torch.full_like(given["timestep"], when if whole else when / 1000)
-        return given
+        return _cast(given, dtype) if dtype != torch.float32 else given
 
     return make
 
@@ -266,11 +282,8 @@ def _copy(module: torch.nn.Module) -> torch.nn.Module:
 def _in_double(module: torch.nn.Module, calls: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
     double = copy.deepcopy(module).double()
 
-    def widen(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.double() if tensor.is_floating_point() else tensor
-
     with torch.no_grad():
-        return [_first(double(**tree_map_only(torch.Tensor, widen, call))) for call in calls]
+        return [_first(double(**_cast(call, torch.float64))) for call in calls]
 
 
 def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -334,12 +347,12 @@ def peak(threads: int, seconds: float = 1.0) -> float | None:
 # -- showing ---------------------------------------------------------------------------------------------------------
 
 
-def markdown(name: str, result: Result, peak_flops: float | None, threads: int) -> str:
+def markdown(name: str, result: Result, peak_flops: float | None, threads: int, dtype: str) -> str:
     """The table of one model, and how the TVM target compares with its peers."""
     rounds = len(next(iter(result.times.values()), []))
     base = next(iter(result.times), "")
     lines = [
-        f"### {name}: one step, float32, {threads} threads, {rounds} rounds", "",
+        f"### {name}: one step, {dtype}, {threads} threads, {rounds} rounds", "",
         f"| contender | ms | of {base} | 95 % interval | GFLOP/s | of the peak | seconds to compile | error |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -350,7 +363,7 @@ def markdown(name: str, result: Result, peak_flops: float | None, threads: int) 
         speed = f"{rate / 1e9:.0f}" if rate else "–"
         share = f"{rate / peak_flops:.0%}" if rate and peak_flops else "–"
         off = result.off[contender]
-        error = f"{off:.1e}" if off <= MOST_OFF else f"{off:.1e} **FAILED**"
+        error = f"{off:.1e}" if off <= result.most_off else f"{off:.1e} **FAILED**"
         lines.append(
             f"| {contender} | {timing.seconds * 1e3:.2f} | {timing.ratio:.3f} | {timing.low:.3f} to {timing.high:.3f} "
             f"| {speed} | {share} | {result.compiling[contender]:.1f} | {error} |"
@@ -393,6 +406,7 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=3, help="of a contender in a row; the first is not timed")
     parser.add_argument("--schedule", type=int, default=0, metavar="N", help="timesteps repeat after N calls")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--json", type=Path, help="write all figures there as well")
     options = parser.parse_args()
     if options.calls < 2 or options.rounds < 1:
@@ -406,13 +420,17 @@ def main() -> int:
         result = measure(
             known[name], options.contenders, options.rounds,
             threads=options.threads, calls=options.calls, schedule=options.schedule,
+            dtype=getattr(torch, options.dtype),
         )  # fmt: skip
-        print(markdown(name, result, fastest, options.threads), flush=True)
+        print(markdown(name, result, fastest, options.threads, options.dtype), flush=True)
         bad += result.complaints(name)
         found[name] = asdict(result)
         if options.json:
             options.json.write_text(json.dumps({"peak": fastest, "models": found}, indent=1) + "\n", encoding="utf-8")
-    print("verdict: " + ("FAILED: " + "; ".join(bad) if bad else f"outputs are within {MOST_OFF:.0e} of float64's"))
+    within = (
+        f"within {MOST_OFF:.0e} of float64's" if options.dtype == "float32" else "no further off than the original's"
+    )
+    print("verdict: " + ("FAILED: " + "; ".join(bad) if bad else f"outputs are {within}"))
     return 1 if bad else 0
 
 

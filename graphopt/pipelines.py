@@ -23,6 +23,7 @@ from graphopt.passes import (
     SimplifyViews,
     SplitConcat,
     Tabulate,
+    Upcast,
     Winograd,
 )
 
@@ -55,6 +56,7 @@ bitwise: tuple[Pass, ...] = (*_clean, *_place)
 
 # Rounding only; for targets that generate their own kernels, layouts and fusions.
 generated: tuple[Pass, ...] = (
+    Upcast(),  # before cleaning: casts between what were two types are identities
     *_clean,
     *_shorten,  # before merging: layers are joined at the size that they will have
     MergeLinears(),  # after merging values: linears share an input only once equal inputs are one

@@ -3,7 +3,7 @@
 Work is counted in bytes, so that it compares with memory: the bytes a node reads, its FLOPs divided by
 `flops_per_byte`, and `dispatch_bytes` for calling it at all. The bytes it writes do not count: where recomputing is
 fused into the reader nothing is written, and where it is not, reading the kept value costs as much; those of a
-transformed weight do, which is read in pieces, several times. Views are free.
+layer's weight do, which is read in pieces, several times. Views are free.
 
 A set of nodes that can be placed together is *closed*: everything they read is available there. Dropping a node from it
 drops what depends on it, frees the values that nobody keeps any more, and keeps the values that the dropped nodes read.
@@ -27,8 +27,11 @@ from graphopt.ir import winograd
 from graphopt.ir.alias import owner
 from graphopt.ir.cost import nbytes, node_cost
 from graphopt.ir.effects import is_view
-from graphopt.ir.program import Program, val
+from graphopt.ir.layers import LAYERS
+from graphopt.ir.program import Program, bind, val
 from graphopt.ir.stages import STAGES, WEIGHTS, Stage, placement, stages
+
+_LAYERS = frozenset({*LAYERS, winograd.conv2d})
 
 Victim: TypeAlias = tuple[fx.Node, str]
 
@@ -114,7 +117,7 @@ class _Choice:
         if is_view(node) or node.target is operator.getitem or not isinstance(val(node), torch.Tensor | list | tuple):
             return 0.0
         moved = sum(number(nbytes(val(self.owner(source))), self.hints) for source in node.all_input_nodes)
-        if node.target is winograd.weight:  # which no reader computes on the way
+        if any(_is_weight(node, user) for user in node.users):  # which no reader computes on the way
             moved += number(nbytes(val(node)), self.hints)
         return moved + number(node_cost(node).flops, self.hints) / self.price.flops_per_byte + self.price.dispatch_bytes
 
@@ -211,6 +214,11 @@ def kept_weights(program: Program) -> int:
     nodes = [node for node in program.calls() if known[node] == WEIGHTS]
     kept = {owner(node) for node in nodes if any(known[user] != WEIGHTS for user in node.users)}
     return sum(number(nbytes(val(node)), hints) for node in kept if node.op == "call_function")
+
+
+def _is_weight(node: fx.Node, user: fx.Node) -> bool:
+    """Whether a layer reads `node` as its weight."""
+    return user.target in _LAYERS and bind(user)["weight"] is node
 
 
 def _worth(option: tuple[float, int, fx.Node]) -> float:

@@ -19,6 +19,7 @@ from .simplify_identities import SimplifyIdentities
 from .simplify_views import SimplifyViews
 from .split_concat import SplitConcat
 from .tabulate import Tabulate
+from .upcast import Upcast
 from .winograd import Winograd
 
 PASSES = (
@@ -41,6 +42,7 @@ PASSES = (
     SimplifyViews,
     SplitConcat,
     Tabulate,
+    Upcast,
     Winograd,
 )
 
@@ -65,5 +67,6 @@ __all__ = [
     "SimplifyViews",
     "SplitConcat",
     "Tabulate",
+    "Upcast",
     "Winograd",
 ]
