@@ -5,8 +5,8 @@
     python -m benchmarks.cpu_step --dtype bfloat16
     python -m benchmarks.cpu_step --models sd-1.5 --rounds 5          5 copies of the weights: 24 GB of memory
 
-Every contender has a copy of the module, computes in float32 (or `--dtype`) and gets the same inputs: new latents and a timestep not
-seen before on every call; the prompt is that of one request. A round lets every contender, in random order, make some
+Every contender has a copy of the module, computes in float32 (or `--dtype`) and gets the same inputs: new latents and a
+timestep not seen before on every call; the prompt is that of one request. A round lets every contender, in random order, make some
 calls in a row, of which the first is not timed: it waits for the other's threads and brings weights to the caches, as
 the step before it would while sampling. A sample is the mean of the others.
 
@@ -17,8 +17,8 @@ contender performs (`graphopt.ir.cost`), as a share of what a kernel of nothing 
 the first level of cache reaches on as many threads.
 
 Outputs are compared with those of the original in float64, as the largest difference over the largest value. Exit
-status 1 when one is off by more than 1e-5, in bfloat16 by more than torch's own, or a contender fails. What is not installed is left out, and said:
-``pip install openvino``; torch.compile needs g++.
+status 1 when one is off by more than 1e-5, in bfloat16 by more than torch's own, or a contender fails. What is not
+installed is left out, and said: ``pip install openvino``; torch.compile needs g++.
 """
 
 from __future__ import annotations
