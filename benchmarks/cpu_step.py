@@ -6,9 +6,9 @@
     python -m benchmarks.cpu_step --models sd-1.5 --rounds 5          5 copies of the weights: 24 GB of memory
 
 Every contender has a copy of the module, computes in float32 (or `--dtype`) and gets the same inputs: new latents and a
-timestep not seen before on every call; the prompt is that of one request. A round lets every contender, in random order,
-make some calls in a row, of which the first is not timed: it waits for the other's threads and brings weights to the
-caches, as the step before it would while sampling. A sample is the mean of the others.
+timestep not seen before on every call; the prompt is that of one request. A round lets every contender, in random
+order, make some calls in a row, of which the first is not timed: it waits for the other's threads and brings weights to
+the caches, as the step before it would while sampling. A sample is the mean of the others.
 
 graphopt computes what depends on the prompt alone once per request, as it does for users; torch.compile and OpenVINO
 get the whole module and compute it at every step. ``--schedule N`` lets timesteps repeat after N calls, as from the
