@@ -9,7 +9,8 @@ import torch
 
 import graphopt
 from graphopt.passes import Tabulate
-from graphopt.runtime.installed import Installed, Race
+from graphopt.runtime.installed import Installed
+from graphopt.runtime.race import Race
 
 
 class Denoiser(torch.nn.Module):
