@@ -110,7 +110,7 @@ def test_a_pass(record: PassRecord, expected: list[str]) -> None:
             1.25,
             2.0,
             1.6,
-            "the original runs: compiled by tvm is 0.62 times as fast as the original (interval 0.50 to 0.80)",
+            "the original runs: compiled by tvm is 0.62 times as fast (interval 0.50 to 0.80)",
         ),
     ],
 )
