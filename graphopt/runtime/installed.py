@@ -660,7 +660,7 @@ class Installed:
             kept = self._fastest(right, call, first)
         for entry in contenders:
             entry.checked = True  # another thread may have found it
-            if entry.wrong and right:
+            if right and entry not in right:
                 self._leave_out(kept, entry)
             if entry is not kept or entry.lost:
                 entry.forget()
@@ -672,10 +672,13 @@ class Installed:
         """Have one variant stand for whichever of some is among those that serve."""
         self.variants = [variant if any(known is entry for entry in instead) else known for known in self.variants]
 
-    def _leave_out(self, kept: Variant, wrong: Variant) -> None:
-        name = wrong.built.target.name
-        kept.contest.left_out[name] = str(wrong.wrong)
-        warnings.warn(f"graphopt: {self.name} runs without target {name}: {wrong.wrong}", RuntimeWarning, stacklevel=7)
+    def _leave_out(self, kept: Variant, other: Variant) -> None:
+        """Note why a target takes no part; what it built wrong is worth a warning."""
+        name = other.built.target.name
+        kept.contest.left_out[name] = other.wrong or "; ".join(other.built.notes)
+        if other.wrong:
+            what = f"graphopt: {self.name} runs without target {name}: {other.wrong}"
+            warnings.warn(what, RuntimeWarning, stacklevel=7)
 
     def _fastest(self, contenders: Sequence[Variant], call: Call, first: Variant) -> Variant:
         """Of variants that serve the same calls, the one that takes the smallest share of the module's own time.

@@ -384,7 +384,7 @@ def _runs(variant: Variant) -> str:
     race = variant.race
     if race is None:
         return "runs compiled"
-    by = f" by {variant.built.target.name}"
+    by = f" by {variant.built.targets[-1]}"
     interval = f"interval {1 / race.high:.2f} to {1 / race.low:.2f}"
     if not race.won and race.low < 1:
         return f"no clear difference, so the original runs ({interval})"

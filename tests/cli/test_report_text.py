@@ -115,6 +115,6 @@ def test_a_pass(record: PassRecord, expected: list[str]) -> None:
     ],
 )
 def test_a_race(low: float, high: float, median: float, expected: str) -> None:
-    built = SimpleNamespace(target=SimpleNamespace(name="tvm"))
+    built = SimpleNamespace(targets=["eager", "tvm"])
     variant: Any = SimpleNamespace(wrong=None, race=Race(median, low, high, 9, 0.1), built=built)
     assert _runs(variant) == expected

@@ -1,4 +1,4 @@
-"""Runs of samplers on a module whose fastest target is `tvm`: what was said of one target holds for the one that won."""
+"""Runs of samplers on a module whose race `tvm` has won: what holds for a chosen target holds for the fastest."""
 
 from __future__ import annotations
 
