@@ -389,7 +389,8 @@ def _choice(target: TargetLike) -> Choice:
         return Choice((TARGETS["eager"], TARGETS["tvm"]), measured=True, shortest=race.SHORTEST)
     if isinstance(target, str):
         return Choice((_target(target),))
-    if not isinstance(target, Sequence) or not target:
+    given: Any = target
+    if not isinstance(given, Sequence) or not given:
         hint = "target='auto', or the fastest of several: target=('tvm', 'eager')"
         raise UsageError(f"{target!r} is no target", where="target", hint=hint)
     found = tuple(entry if isinstance(entry, Target) else _target(entry) for entry in target)

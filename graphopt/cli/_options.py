@@ -145,11 +145,11 @@ def check_pass(name: str, text: str | None = None, extra: Sequence[str] = ()) ->
     return name
 
 
-def suits(target: str | Target | Sequence[Target]) -> str:
+def suits(target: str | Target | tuple[Target, ...]) -> str:
     """The pipeline of passes that suits a target, or the first of several."""
     if isinstance(target, str):
         return "exact"
-    return target[0].pipeline if isinstance(target, Sequence) else target.pipeline
+    return target[0].pipeline if isinstance(target, tuple) else target.pipeline
 
 
 def target_named(name: str) -> str | Target | tuple[Target, ...]:

@@ -204,9 +204,11 @@ class Variant:
         for k in moved:
             leaf = leaves[k]
             # An expanded time stays expanded: strides belong to the signature, and another one would be captured.
-            once = leaf[tuple(slice(1 if stride == 0 else None) for stride in leaf.stride())]
+            once = leaf[tuple(0 if stride == 0 else slice(None) for stride in leaf.stride())]
             step = once.new_tensor(moves) if not once.is_floating_point() else once.abs() * (moves / 64)
-            leaves[k] = (once - step if bool((once >= step).all()) else once + step).expand(leaf.shape)
+            new = once - step if bool((once >= step).all()) else once + step
+            strides = iter(new.stride())
+            leaves[k] = new.as_strided(leaf.shape, [stride and next(strides) for stride in leaf.stride()])
         return leaves
 
     @contextlib.contextmanager

@@ -47,11 +47,12 @@ class Denoiser(torch.nn.Module):
     [
         torch.tensor(7),
         torch.tensor(7).expand(2),
+        torch.tensor(7).expand(1),
         torch.tensor([0.5]).expand(2),
         torch.tensor([7, 7]),
         torch.tensor([7]),
     ],
-    ids=["number", "expanded", "expanded float", "plain", "one"],
+    ids=["number", "expanded", "expanded to one", "expanded float", "plain", "one"],
 )
 def test_the_race_captures_nothing(timestep: torch.Tensor) -> None:
     torch.manual_seed(0)

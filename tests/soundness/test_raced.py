@@ -46,7 +46,7 @@ def both(models: tuple[Any, Any], work: Callable[[Any], torch.Tensor]) -> None:
     assert all(entry.target == "tvm" and entry.runs.startswith("runs compiled by tvm") for entry in report.variants)
 
 
-SAMPLERS = {
+SAMPLERS: dict[str, tuple[int, Callable[[Any, int], Iterator[torch.Tensor]], Any]] = {
     "guided": (4, lambda model, seed: guided(model, latents(seed), embeddings(seed, 2)), Repeated("sample", 2)),
     "separate": (
         4,
