@@ -133,7 +133,7 @@ def measure(entry: DiffusersPipeline, rounds: int) -> Row:
         start = time.thread_time()
         for builder, built, relations in made:
             with mock.patch.object(builder, "observers", observers):
-                builder.build(built.captured, relations)
+                builder.build(built.captured, relations, built.target)
         return time.thread_time() - start
 
     def without(given: None) -> float:

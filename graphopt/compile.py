@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -25,15 +27,18 @@ from graphopt.ir.relations import Relation, specialise
 from graphopt.ir.rewrite import Observer, Pass, check_is_pass
 from graphopt.ir.stages import Part, split
 from graphopt.ir.verify import example_value
+from graphopt.runtime import race
 from graphopt.runtime.evict import Eviction, bring_back
 from graphopt.runtime.installed import Built, Installed
 from graphopt.runtime.kept import Captures
+from graphopt.runtime.race import Choice
 from graphopt.runtime.replay import Replays
 from graphopt.runtime.report import Report, report_of
 from graphopt.runtime.sampler import ProgressWatch, Sampler, adopt, modules_of, recorded_run, roles_of
 from graphopt.targets import TARGETS, Kernel, Target
 
 T = TypeVar("T")
+TargetLike: TypeAlias = str | Target | Sequence[str | Target]
 Example: TypeAlias = tuple[str, torch.nn.Module, tuple[Any, ...], dict[str, Any]]  # a module and arguments for it
 # Components of a diffusers pipeline that are called once or more per step, in the order of the report.
 _DENOISERS = ("unet", "unet_2", "transformer", "transformer_2", "transformer_3", "controlnet", "prior", "decoder")
@@ -41,7 +46,7 @@ _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder"
 
 
 def compile(
-    x: T, *, inputs: Any = None, roles: Mapping[str, str] | None = None, target: str | Target = "auto",
+    x: T, *, inputs: Any = None, roles: Mapping[str, str] | None = None, target: TargetLike = "auto",
     pipeline: Sequence[Pass] | str | None = None, strict: bool = False, max_bytes: int = 1 << 30,
     observers: Sequence[Observer] = (), evict: Any = None, pure: bool = False,
 ) -> T:  # fmt: skip
@@ -57,9 +62,10 @@ def compile(
         requests (a list of at least two lists of at least three such calls each) from which the roles of an unknown
         module's arguments are observed; in a recorded run they follow from where values come from.
     roles : role by argument name (``condition``, ``time`` or ``state``), over what is known or observed.
-    target : ``auto`` (the eager target, kept only where measured faster than the module itself on the first call),
-        ``eager``, ``inductor``, ``tvm``, or a `Target`.
-    pipeline : passes in order, or the name of a pipeline; what suits the target when left out.
+    target : ``eager``, ``inductor``, ``tvm``, or a `Target`; of several, the first call finds the fastest by
+        measurement, and leaves a module alone that none of them makes faster. ``auto`` are ``eager`` and, where it is
+        installed and a call takes 5 ms or more, ``tvm``.
+    pipeline : passes in order, or the name of a pipeline, for all targets; what suits each target when left out.
     strict : raise what goes wrong (capture, passes, builds) instead of warning and running the module itself.
     max_bytes : most bytes that kept results of one stage of one module may take.
     observers : see every pass, rewrite and refusal.
@@ -96,15 +102,14 @@ def try_out(x: T, passes: Sequence[Pass], observers: Sequence[Observer], capture
 
 
 def _compile(
-    x: T, *, inputs: Any = None, roles: Mapping[str, str] | None = None, target: str | Target = "auto",
+    x: T, *, inputs: Any = None, roles: Mapping[str, str] | None = None, target: TargetLike = "auto",
     pipeline: Sequence[Pass] | str | None = None, strict: bool = False, max_bytes: int = 1 << 30,
     observers: Sequence[Observer] = (), evict: Any = None, pure: bool = False, check: bool = True,
     captures: Captures | None = None,
 ) -> T:  # fmt: skip
     if isinstance(x, torch.export.ExportedProgram):
         x, inputs = _exported(x, inputs)  # type: ignore[assignment]
-    chosen, race = _target(target)
-    passes = _pipeline(pipeline, chosen)
+    choice, passes = _choice(target), _pipeline(pipeline)
     for observer in observers:
         if not isinstance(observer, Observer):
             raise UsageError(f"{observer!r} is not a graphopt.Observer", where="observers")
@@ -119,8 +124,8 @@ def _compile(
     installed = []
     for (name, module), pair in zip(found, takers, strict=True):
         known = roles_of(sampler.loop, name) if sampler else None if _is_pipeline(x) else _observed(inputs, pair[0])
-        builder = _Builder(module, name, known, roles or {}, passes, chosen, strict, observers, captures)
-        options: dict[str, Any] = {"max_bytes": max_bytes, "race": race, "strict": strict, "check": check}
+        builder = _Builder(module, name, known, roles or {}, passes, choice, strict, observers, captures)
+        options: dict[str, Any] = {"max_bytes": max_bytes, "strict": strict, "check": check}
         installed.append(Installed(module, name, builder, pair, eviction=eviction, **options))
     bar = vars(x).get("progress_bar") if _is_pipeline(x) else None
     try:
@@ -201,16 +206,21 @@ class _Builder:
 
     def __init__(
         self, module: torch.nn.Module, name: str, observed: Mapping[str, Role] | None, roles: Mapping[str, str],
-        passes: Sequence[Pass], target: Target, strict: bool, observers: Sequence[Observer],
+        passes: Sequence[Pass] | None, choice: Choice, strict: bool, observers: Sequence[Observer],
         captures: Captures | None,
     ) -> None:  # fmt: skip
         self.module, self.name, self.observed, self.roles = module, name, observed, roles
-        self.passes, self.target, self.strict, self.observers = passes, target, strict, observers
+        self.passes, self.choice, self.strict, self.observers = passes, choice, strict, observers
         self.captures = captures
+
+    def _order(self, target: Target) -> Sequence[Pass]:
+        """The passes that the user gave, else those that suit a target."""
+        return pipelines.PIPELINES[target.pipeline] if self.passes is None else self.passes
 
     @property
     def exploits(self) -> tuple[type, ...]:
-        return tuple({kind for pass_ in self.passes for kind in pass_.exploits})
+        passes = itertools.chain(*map(self._order, self.choice.targets))
+        return tuple({kind for pass_ in passes for kind in pass_.exploits})
 
     def capture(self, call: Call, taker: CallTaker) -> Program:
         """The Program of a call, with its roles."""
@@ -224,33 +234,34 @@ class _Builder:
         again = functools.partial(capture, self.module, taker, call, roles, self.name)
         return self.captures.of(self.module, call, roles, self.name, again)
 
-    def build(self, captured: Program, relations: Sequence[Relation]) -> Built:
+    def build(self, captured: Program, relations: Sequence[Relation], target: Target) -> Built:
         """Passes, stages and kernels; relations that no pass gains anything from are not assumed."""
+        passes = self._order(target)
         specialised, boundary = specialise(captured, relations)
         statistics = Statistics()
         observer = Observers((statistics, *self.observers))
         observer.program_begins(specialised)
-        program = run_pipeline(self.passes, specialised, observer, strict=self.strict)
-        used = {k for pass_, r in zip(self.passes, statistics.records, strict=True) if r.fired for k in pass_.exploits}
+        program = run_pipeline(passes, specialised, observer, strict=self.strict)
+        used = {k for pass_, r in zip(passes, statistics.records, strict=True) if r.fired for k in pass_.exploits}
         unused = tuple(entry for entry in relations if type(entry) not in used)
         if unused:
-            built = self.build(captured, [entry for entry in relations if entry not in unused])
+            built = self.build(captured, [entry for entry in relations if entry not in unused], target)
             built.unused += unused
             return built
         parts = split(program)
         observer.program_ends(program, parts)
-        built = Built(program, parts, [], [], captured, boundary, passes=statistics.records)
+        built = Built(program, parts, [], [], target, captured, boundary, passes=statistics.records)
         for part in parts:
-            kernel, name = self._build(part, built.notes, observer)
+            kernel, name = self._build(part, target, built.notes, observer)
             built.kernels.append(kernel)
             built.targets.append(name)
         return built
 
-    def _build(self, part: Part, notes: list[str], observer: Observer) -> tuple[Kernel, str]:
-        """The chosen target builds the step; stages that run once a request are not worth generating code for."""
+    def _build(self, part: Part, wanted: Target, notes: list[str], observer: Observer) -> tuple[Kernel, str]:
+        """The wanted target builds the step; stages that run once a request are not worth generating code for."""
         eager = TARGETS["eager"]
         examples = [example_value(node) for node in part.graph.find_nodes(op="placeholder")]
-        for target in (self.target, eager) if part.name == "step" else (eager,):
+        for target in (wanted, eager) if part.name == "step" else (eager,):
             observer.build_begins(part, target.name)
             try:
                 kernel = target.build(part, examples)
@@ -370,25 +381,44 @@ def _exported(program: torch.export.ExportedProgram, inputs: Any) -> tuple[torch
     return module, inputs
 
 
-def _target(target: str | Target) -> tuple[Target, bool]:
-    """The target, and whether it must prove itself against the module."""
+def _choice(target: TargetLike) -> Choice:
+    """What is to build steps."""
     if isinstance(target, Target):
-        return target, False
+        return Choice((target,))
     if target == "auto":
-        return TARGETS["eager"], True
-    known = TARGETS if target in TARGETS else plugins.targets()
-    if target not in known:
-        raise UsageError(f"unknown target '{target}'", hint=nearest(target, (*known, "auto")))
-    chosen = known[target]
-    reason = chosen.unavailable(torch.device("cpu"))
+        return Choice((TARGETS["eager"], TARGETS["tvm"]), measured=True, shortest=race.SHORTEST)
+    if isinstance(target, str):
+        return Choice((_target(target),))
+    given: Any = target
+    if not isinstance(given, Sequence) or not given:
+        hint = "target='auto', or the fastest of several: target=('tvm', 'eager')"
+        raise UsageError(f"{target!r} is no target", where="target", hint=hint)
+    found = tuple(entry if isinstance(entry, Target) else _target(entry) for entry in target)
+    for name, count in Counter(entry.name for entry in found).items():
+        if count > 1:
+            raise UsageError(f"'{name}' is there {count} times", where="target", hint="name each target once")
+    return Choice(found, measured=True)
+
+
+def _target(name: Any) -> Target:
+    """The target of a name. Raises TargetError where it cannot run here."""
+    if not isinstance(name, str):
+        raise UsageError(f"{name!r} is neither a name nor a graphopt.Target", where="target")
+    if name == "auto":
+        raise UsageError("'auto' is none of several targets", where="target", hint="target='auto' alone")
+    known = TARGETS if name in TARGETS else plugins.targets()
+    if name not in known:
+        raise UsageError(f"unknown target '{name}'", hint=nearest(name, (*known, "auto")))
+    reason = known[name].unavailable(torch.device("cpu"))
     if reason:
-        raise TargetError(f"target '{target}' cannot run here: {reason}", hint="use target='auto' or 'eager'")
-    return chosen, False
+        raise TargetError(f"target '{name}' cannot run here: {reason}", hint="use target='auto' or 'eager'")
+    return known[name]
 
 
-def _pipeline(pipeline: Sequence[Pass] | str | None, target: Target) -> tuple[Pass, ...]:
+def _pipeline(pipeline: Sequence[Pass] | str | None) -> tuple[Pass, ...] | None:
+    """The passes that the user gives; None where they are to suit the target."""
     if pipeline is None:
-        return pipelines.PIPELINES[target.pipeline]
+        return None
     if isinstance(pipeline, str):
         if pipeline not in pipelines.PIPELINES:
             raise UsageError(f"unknown pipeline '{pipeline}'", hint=nearest(pipeline, pipelines.PIPELINES))

@@ -52,3 +52,9 @@ def _seed() -> None:
 def golden(request: pytest.FixtureRequest) -> Golden:
     """Compares a text with the golden file of this test; see tests/goldens.py."""
     return Golden(request.path, case_name(request.node.name), request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(autouse=True)
+def _generate_nothing_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Target auto generates code only where a test wants it to, however long calls take on the machine of the test."""
+    monkeypatch.setattr("graphopt.runtime.race.SHORTEST", float("inf"))

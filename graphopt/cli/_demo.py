@@ -53,7 +53,7 @@ class Result:
 
 def compare(
     name: str, captions: Sequence[str], folder: Path, settings: dict[str, Any], watts: float | None,
-    target: str | Target, passes: Sequence[Pass] | None,
+    target: str | Target | tuple[Target, ...], passes: Sequence[Pass] | None,
 ) -> Result:  # fmt: skip
     """Sample `captions` with the bundled pipeline and with its compiled copy; save the pictures in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,8 +31,9 @@ def check_names(target: str, passes: str | None, extra: Sequence[str] = ()) -> N
     """
     if not entry_points(group="graphopt.targets"):
         known = [name for name in _files("targets") if name != "base"]
-        if target not in (*known, "auto"):
-            raise _unknown_target(target, known)
+        for name in [target] if target == "auto" else target.split(","):
+            if name not in known:
+                raise _unknown_target(name, known)
     if not entry_points(group="graphopt.passes"):
         known = _files("passes")
         for entry in [] if passes is None else _entries(passes):
@@ -144,18 +145,28 @@ def check_pass(name: str, text: str | None = None, extra: Sequence[str] = ()) ->
     return name
 
 
-def suits(target: str | Target) -> str:
-    """The pipeline of passes that suits a target."""
-    return "exact" if isinstance(target, str) else target.pipeline
+def suits(target: str | Target | tuple[Target, ...]) -> str:
+    """The pipeline of passes that suits a target, or the first of several."""
+    if isinstance(target, str):
+        return "exact"
+    return target[0].pipeline if isinstance(target, tuple) else target.pipeline
 
 
-def target_named(name: str) -> str | Target:
-    """``auto``, or a target of graphopt or of another package. Raises UsageError when there is none."""
+def target_named(name: str) -> str | Target | tuple[Target, ...]:
+    """``auto``, or targets of graphopt or of other packages, with commas between several.
+
+    Raises UsageError where one is not known or cannot run here.
+    """
+    if name == "auto":
+        return name
+    found = tuple(map(_target_named, name.split(",")))
+    return found if len(found) > 1 else found[0]
+
+
+def _target_named(name: str) -> Target:
     from graphopt import plugins
 
     known = plugins.targets()
-    if name == "auto":
-        return name
     if name not in known:
         raise _unknown_target(name, known)
     import torch

@@ -10,15 +10,10 @@ from graphopt.ir.stages import Part
 
 
 class Progress(Observer):
-    """Tells `say` what begins: ``unet, pass 3 of 20, hoist``; an empty text where sampling goes on.
+    """Tells `say` what begins: ``unet, pass 3, hoist``; an empty text where sampling goes on."""
 
-    Parameters
-    ----------
-    passes : how many the pipeline has.
-    """
-
-    def __init__(self, say: Callable[[str], None], passes: int) -> None:
-        self.say, self.passes = say, passes
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
         self._name, self._number = "", 0
 
     def program_begins(self, program: Program) -> None:
@@ -26,7 +21,7 @@ class Progress(Observer):
 
     def pass_begins(self, pass_: Pass, program: Program) -> None:
         self._number += 1
-        self.say(f"{self._name}, pass {self._number} of {self.passes}, {pass_.name}")
+        self.say(f"{self._name}, pass {self._number}, {pass_.name}")
 
     def program_ends(self, program: Program, parts: Sequence[Part]) -> None:
         self.say("")

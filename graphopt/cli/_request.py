@@ -29,7 +29,7 @@ Pixels = Annotated[int | None, typer.Option(min=1, help="In pixels; else the pip
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 TargetName = Annotated[
     str,
-    typer.Option("--target", help="eager, inductor, tvm, a plug-in's; auto: eager, or a module as it is if faster."),
+    typer.Option("--target", help="eager, inductor, tvm, a plug-in's; the fastest of several: tvm,eager; or auto."),
 ]
 Watched = Annotated[
     str,
@@ -124,7 +124,7 @@ class Request:
 class Session:
     """A loaded diffusers pipeline, the arguments of its call, and how to compile it.
 
-    `passes` are those that the user asked for, else those that suit the target.
+    `passes` are those that the user asked for, else those that suit the target (of several: the first).
     """
 
     request: Request
@@ -137,7 +137,8 @@ class Session:
         """Compile the pipeline; nothing runs yet. `options` of `graphopt.compile` go over what the user asked for."""
         import graphopt
 
-        chosen = {"target": self.target, "pipeline": self.passes, **options}
+        asked = self.request.pass_pipeline is not None or self.request.passes
+        chosen = {"target": self.target, "pipeline": self.passes if asked else None, **options}
         graphopt.compile(self.pipe, observers=observers, **chosen)
 
     def sample(self, **call: Any) -> Any:
@@ -155,7 +156,7 @@ class Session:
             if say is not None:
                 from graphopt.cli._progress import Progress
 
-                watching.append(Progress(say, len(self.passes)))
+                watching.append(Progress(say))
             self.compile(observers=watching, **options)
             return self.sample()
 

@@ -150,6 +150,7 @@ def fates(modules: Sequence[ModuleReport]) -> Text:
         served = module.calls - sum(module.asides.values())
         lines.append(Text.assemble((module.name, "bold"), f" ({module.module}): {fate(module, served)}"))
         lines += [Text(f"  left to the module {count}×: {reason}") for reason, count in module.asides.items()]
+        lines += [Text(f"  {text}") for text in dict.fromkeys(entry.measured() for entry in module.variants) if text]
         lines += [Text(f"  note: {text}") for variant in module.variants for text in variant.notes]
     return Text("\n").join(lines)
 

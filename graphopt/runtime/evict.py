@@ -16,7 +16,7 @@ import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,6 +33,7 @@ from graphopt.runtime.gate import GATE
 from graphopt.runtime.mapped import Mapping, mapping_of
 from graphopt.runtime.memo import private
 from graphopt.runtime.weights import let_go
+from graphopt.targets import PacksWeights
 
 
 class Variant(Protocol):
@@ -220,8 +221,10 @@ def _needed() -> set[int]:
 
 
 def _read_by_step(variant: Variant) -> Iterator[torch.Tensor]:
-    program = variant.built.program
-    reads = names_read_by_step(program)
+    program, step = variant.built.program, variant.built.kernels[-1]
+    reads = variant.built.parts[-1].reads
+    packed = {reads[position] for position in step.packs()} if isinstance(step, PacksWeights) else set[str]()
+    reads = names_read_by_step(program, packed)
     names = [entry.name for entry in program.inputs if entry.role == "weight"]
     with contextlib.suppress(KeyError):  # a weight is gone: the variant serves no more
         for name, weight in zip(names, variant.weights.read(), strict=True):
@@ -229,8 +232,13 @@ def _read_by_step(variant: Variant) -> Iterator[torch.Tensor]:
                 yield weight
 
 
-def names_read_by_step(program: Program) -> set[str]:
-    """Names of the weight inputs whose memory the step reads: as they are, or as a view that an earlier stage takes."""
+def names_read_by_step(program: Program, packed: Collection[str] = ()) -> set[str]:
+    """Names of the weight inputs whose memory the step reads: as they are, or as a view that an earlier stage takes.
+
+    Parameters
+    ----------
+    packed : names of values that the step reads once, to pack them.
+    """
     memory = {node: {node.name} for node in program.placeholders}
     found = set[str]()
     for node in program.graph.nodes:
@@ -238,7 +246,7 @@ def names_read_by_step(program: Program) -> set[str]:
         views = node.op == "call_function" and not step and is_view(node)
         memory.setdefault(node, set().union(*(memory[s] for s in node.all_input_nodes)) if views else set())
         if step:
-            found.update(*(memory[source] for source in node.all_input_nodes))
+            found.update(*(memory[source] for source in node.all_input_nodes if source.name not in packed))
     return found
 
 

@@ -7,7 +7,7 @@ the call cannot serve exactly as the module would goes to the module itself, cou
 from __future__ import annotations
 
 import contextlib
-import statistics
+import functools
 import threading
 import time
 import warnings
@@ -32,14 +32,15 @@ from graphopt.ir.loop import LoopProgram
 from graphopt.ir.program import Input, Program
 from graphopt.ir.relations import Boundary, Relation, Repeated
 from graphopt.ir.stages import Part
-from graphopt.runtime import evict
+from graphopt.runtime import evict, race
 from graphopt.runtime.branches import Branches
 from graphopt.runtime.gate import GATE
 from graphopt.runtime.guidance import Guided, resolve
 from graphopt.runtime.memo import Key, Memo, key_part, private
+from graphopt.runtime.race import ORIGINAL, Choice, Contest, Race
 from graphopt.runtime.trajectory import Trajectories
 from graphopt.runtime.weights import Weights
-from graphopt.targets import KeepsWeights, Kernel
+from graphopt.targets import KeepsWeights, Kernel, Target
 
 _MAX_VARIANTS = 32
 _ONE_STATE = 2  # entries of the common stage: a state serves the branches of one step, and a thread beside this one
@@ -60,6 +61,7 @@ class Built:
     parts : its stages in the order of computation, the step last.
     kernels : one callable per part.
     targets : the name of the target that built each part.
+    target : what was to build the step.
     captured : the Program before its passes, about the call's own arguments.
     boundary : how the inputs of `program` come out of the arguments.
     unused : relations that hold but that no pass gained anything from.
@@ -71,11 +73,17 @@ class Built:
     parts: list[Part]
     kernels: list[Kernel]
     targets: list[str]
+    target: Target
     captured: Program
     boundary: Boundary
     unused: tuple[Relation, ...] = ()
     passes: list[PassRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether the target could not build the step."""
+        return self.targets[-1] != self.target.name
 
 
 class _NotNow(Exception):
@@ -88,41 +96,18 @@ class Builder(Protocol):
     Attributes
     ----------
     exploits : the kinds of relations that its passes can use.
+    choice : the targets that it builds for.
     """
 
     @property
     def exploits(self) -> tuple[type, ...]: ...
 
+    @property
+    def choice(self) -> Choice: ...
+
     def capture(self, call: Call, taker: CallTaker) -> Program: ...
 
-    def build(self, captured: Program, relations: Sequence[Relation]) -> Built: ...
-
-
-@dataclass
-class Race:
-    """Original against compiled on the example inputs, in pairs: the median of compiled / original, its interval."""
-
-    ratio: float
-    low: float
-    high: float
-    pairs: int
-
-    @classmethod
-    def of(cls, times: Sequence[tuple[float, float]]) -> Race:
-        """Of seconds of the original and of the compiled call, pair by pair.
-
-        Both are of ratios within a pair: on a busy machine times of different pairs do not compare. The
-        interval is of order statistics and holds in about nine of ten cases.
-        """
-        ratios = sorted(compiled / original for original, compiled in times)
-        n = len(ratios)
-        cut = max(0, int(n / 2 - 0.82 * n**0.5))
-        return cls(statistics.median(ratios), ratios[cut], ratios[n - 1 - cut], n)
-
-    @property
-    def won(self) -> bool:
-        """Whether the compiled call is faster beyond the interval."""
-        return self.high < 1.0
+    def build(self, captured: Program, relations: Sequence[Relation], target: Target) -> Built: ...
 
 
 class Variant:
@@ -134,6 +119,8 @@ class Variant:
         self.used = installed.calls  # the call it served last
         self.checked = False  # whether its first result was compared with the module's own
         self.race: Race | None = None
+        self.contest = Contest()
+        self.rivals: tuple[Target, ...] = ()  # targets that it has to be compared with
         self.wrong: str | None = None  # why the compiled result was rejected, when it was
         self.refuted: str | None = None  # why its relations are not relied on any more
         self.unequal = 0  # calls whose arguments did not consist of the parts it takes
@@ -217,9 +204,11 @@ class Variant:
         for k in moved:
             leaf = leaves[k]
             # An expanded time stays expanded: strides belong to the signature, and another one would be captured.
-            once = leaf[tuple(slice(1 if stride == 0 else None) for stride in leaf.stride())]
+            once = leaf[tuple(0 if stride == 0 else slice(None) for stride in leaf.stride())]
             step = once.new_tensor(moves) if not once.is_floating_point() else once.abs() * (moves / 64)
-            leaves[k] = (once - step if bool((once >= step).all()) else once + step).expand(leaf.shape)
+            new = once - step if bool((once >= step).all()) else once + step
+            strides = iter(new.stride())
+            leaves[k] = new.as_strided(leaf.shape, [stride and next(strides) for stride in leaf.stride()])
         return leaves
 
     @contextlib.contextmanager
@@ -235,6 +224,8 @@ class Variant:
         """Drop all that is kept."""
         for memo in self.memos.values():
             memo.clear()
+        if self._keeping is not None:
+            self._keeping.weights_are(None)
 
     def serves(self, signature: Any) -> bool:
         if self.signature != signature or self.refuted:
@@ -340,8 +331,6 @@ class Installed:
     module : what is compiled; it is not changed.
     builder : makes a `Built` from a captured call.
     max_bytes : bound of each memo.
-    race : measure the first call of each variant against the module itself, and leave it to the module when the
-        compiled call is not faster.
     strict : raise what goes wrong in compilation instead of warning and stepping aside.
     check : leave calls to the module where the first compiled result cannot be right. Else whatever was compiled is
         served, and what goes wrong in building or running it is raised.
@@ -350,9 +339,9 @@ class Installed:
 
     def __init__(
         self, module: torch.nn.Module, name: str, builder: Builder, takers: Sequence[CallTaker], *, max_bytes: int,
-        race: bool, strict: bool, check: bool = True, eviction: evict.Eviction | None = None,
+        strict: bool, check: bool = True, eviction: evict.Eviction | None = None,
     ) -> None:  # fmt: skip
-        self.module, self.name, self.max_bytes, self.race, self.strict = module, name, max_bytes, race, strict
+        self.module, self.name, self.max_bytes, self.strict = module, name, max_bytes, strict
         self.check, self.raises = check, strict or not check
         self.before = module.__dict__.get("_compiled_call_impl")  # what `graphopt.restore` brings back
         self._builder, self.takers = builder, takers
@@ -521,6 +510,7 @@ class Installed:
                 finally:
                     _capturing.active = False
                 variant = Variant(self, (call.signature, call_state()), built, time.perf_counter() - start)
+                variant.rivals = self._builder.choice.targets[1:]
                 self._add(variant)
                 return variant, call
             assert error is not None
@@ -545,7 +535,7 @@ class Installed:
             given = [entry for entry in captured.inputs if entry.role != "weight"]
             relations = repeated(call.tensors, [entry.path for entry in given], [entry.role for entry in given])
         with tracing():  # targets trace too
-            return self._builder.build(captured, relations)
+            return self._builder.build(captured, relations, self._builder.choice.targets[0])
 
     def _add(self, variant: Variant) -> None:
         """Serve calls with this variant from now on, in front of those that assume less."""
@@ -565,7 +555,8 @@ class Installed:
             start = time.perf_counter()
             try:
                 with tracing():  # targets trace too
-                    built = self._builder.build(variant.built.captured, (*variant.relations, *new))
+                    assumed = (*variant.relations, *new)
+                    built = self._builder.build(variant.built.captured, assumed, variant.built.target)
             except Exception as error:
                 if self.raises:
                     raise
@@ -578,6 +569,7 @@ class Installed:
                 return variant
             better = Variant(self, variant.signature, built, time.perf_counter() - start)
             better.tried = set(variant.tried)
+            better.rivals = () if variant.checked else variant.rivals  # else the target is known
             self._add(better)
             variant.forget()  # it may serve again, and would compute it again
         return better if better.built.boundary.fits(call.tensors) else variant
@@ -592,28 +584,136 @@ class Installed:
         return self(*args, **kwargs)
 
     def _both(self, variant: Variant, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Module and compiled call, compared in value and, for the target ``auto``, in time."""
+        """Module and compiled call, compared in value and, where the target is chosen by measurement, in time."""
         with torch.random.fork_rng(devices=_devices(call)):
             before = _random_state(call)
+            start = time.perf_counter()
             expected = self._original(args, kwargs)
+            spent = time.perf_counter() - start
             after = _random_state(call)
-            _set_random_state(call, before)
             result = expected
             if not variant.guard.holds():
                 # The module changed its own attributes. It may be a cache made at the first call: capture once more.
                 self.variants = [other for other in self.variants if other is not variant]
                 self._unstable[variant.signature] += 1
             else:
-                result = self._checked(variant, call, expected)
-                if self.race and not variant.wrong:
-                    with variant.apart():
-                        variant.race = _race(self, variant, call)
-                    if not variant.race.won:
-                        variant.forget()
-                variant.checked = True
-                self._weigh(variant)
+                again = functools.partial(self._seconds, call, lambda: self._original(args, kwargs))
+                contenders, results = [variant, *self._rivals(variant, call, again, spent)], []
+                for contender in contenders:
+                    _set_random_state(call, before)
+                    results.append(self._checked(contender, call, expected))
+                result = next((found for found in results if found is not None), expected)
+                self._settle(contenders, call)
         _set_random_state(call, after)  # as if the module had run once
         return result
+
+    @staticmethod
+    def _seconds(call: Call, run: Callable[[], Any]) -> float:
+        """How long a call takes."""
+        _synchronise(call)
+        start = time.perf_counter()
+        run()
+        _synchronise(call)
+        return time.perf_counter() - start
+
+    def _rivals(self, variant: Variant, call: Call, again: Callable[[], float], spent: float) -> Iterator[Variant]:
+        """Variants as this one, built by the other targets; which are left out, and why, is noted with this one.
+
+        Parameters
+        ----------
+        again : seconds of another call of the module.
+        spent : of its first one, which may have had to warm up.
+        """
+        shortest, left = self._builder.choice.shortest, variant.contest.left_out
+        for _ in range(2 if variant.rivals and shortest else 0):
+            spent = min(spent, again()) if spent >= shortest else spent
+        devices = {tensor.device for tensor in (*call.tensors, *variant.weights.read())}
+        for target in variant.rivals:
+            reasons = [target.unavailable(device) for device in devices]
+            if spent < shortest:
+                reasons.insert(0, f"a call of the module takes less than {1e3 * shortest:g} ms")
+            if reason := next(filter(None, reasons), None):
+                left[target.name] = reason
+                continue
+            start, relations = time.perf_counter(), (*variant.relations, *variant.built.unused)
+            try:
+                with tracing():  # targets trace too
+                    built = self._builder.build(variant.built.captured, relations, target)
+            except Exception as error:
+                if self.raises:
+                    raise
+                left[target.name] = f"building raised {type(error).__name__}: {_first_line(error)}"
+                continue
+            if built.fell_back:
+                left[target.name] = "; ".join(built.notes)
+                continue
+            rival = Variant(self, variant.signature, built, time.perf_counter() - start)
+            rival.tried = set(variant.tried)
+            yield rival
+
+    def _settle(self, contenders: Sequence[Variant], call: Call) -> None:
+        """Of variants that serve the same calls keep one: the fastest that is right, where that is measured."""
+        first = kept = contenders[0]
+        right = [entry for entry in contenders if not entry.wrong]
+        right = [entry for entry in right if not entry.built.fell_back] or right
+        if not right:
+            self._reject(first, str(first.wrong))
+        elif self._builder.choice.measured:
+            kept = self._fastest(right, call, first)
+        for entry in contenders:
+            entry.checked = True  # another thread may have found it
+            if right and entry not in right:
+                self._leave_out(kept, entry)
+            if entry is not kept or entry.lost:
+                entry.forget()
+        kept.seconds = sum(entry.seconds for entry in contenders)
+        self._serve_with(kept, contenders)
+        self._weigh(kept)
+
+    def _serve_with(self, variant: Variant, instead: Sequence[Variant]) -> None:
+        """Have one variant stand for whichever of some is among those that serve."""
+        self.variants = [variant if any(known is entry for entry in instead) else known for known in self.variants]
+
+    def _leave_out(self, kept: Variant, other: Variant) -> None:
+        """Note why a target takes no part; what it built wrong is worth a warning."""
+        name = other.built.target.name
+        kept.contest.left_out[name] = other.wrong or "; ".join(other.built.notes)
+        if other.wrong:
+            what = f"graphopt: {self.name} runs without target {name}: {other.wrong}"
+            warnings.warn(what, RuntimeWarning, stacklevel=7)
+
+    def _fastest(self, contenders: Sequence[Variant], call: Call, first: Variant) -> Variant:
+        """Of variants that serve the same calls, the one that takes the smallest share of the module's own time.
+
+        Whole calls over successive times, as in a sampling run. The schedule's table is cleared before each call, as if
+        no other run had filled it: what it saves from run to run comes on top.
+        """
+        named, taker = {entry.built.target.name: entry for entry in contenders}, self.takers[0]
+
+        def run(name: str, number: int) -> float:
+            args, kwargs = taker.rebuild(first.later(call, number), call.spec)
+            if name == ORIGINAL:
+                return self._seconds(call, lambda: self.module._call_impl(*args, **kwargs))
+            variant = named[name]
+            self._serve_with(variant, contenders)
+            for stage in ("schedule", "request_schedule"):
+                if stage in variant.memos:
+                    variant.memos[stage].clear()
+
+            def served() -> Any:
+                found = self._serve(args, kwargs)
+                return variant.run(call if isinstance(found, str) else found[1])
+
+            return self._seconds(call, served)
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._serve_with, first, contenders)
+            for entry in contenders:
+                stack.enter_context(entry.apart())
+            first.contest.add(race.rounds(list(named), run))
+        kept = named[first.contest.fastest]
+        kept.race, kept.contest = first.contest.races[first.contest.fastest], first.contest
+        return kept
 
     def _weigh(self, variant: Variant) -> None:
         """Drop a variant that assumes more than another and is lost where the other is not."""
@@ -624,21 +724,19 @@ class Installed:
             others[0].built.notes.append(f"assuming that {_listed(variant.relations)} did not pay")
 
     def _checked(self, variant: Variant, call: Call, expected: Any) -> Any:
-        """The compiled result, or what was expected when that cannot be right."""
+        """The compiled result; None, and a note why with the variant, when it cannot be right."""
         try:
             result = variant.run(call)
         except Exception as error:
             if self.raises:
                 raise
-            self._reject(variant, f"the compiled call raised {type(error).__name__}: {_first_line(error)}")
-            return expected
+            variant.wrong = f"the compiled call raised {type(error).__name__}: {_first_line(error)}"
+            return None
         lossy = any(record.fired and record.accuracy == "lossy" for record in variant.built.passes)
-        reason = disagreement(expected, result, values=not lossy) if self.check else None
-        if reason and self.strict:
-            raise VerificationError(f"the compiled {self.name} is wrong: {reason}", where="its first call")
-        if reason:
-            self._reject(variant, reason)
-        return expected if reason else result
+        variant.wrong = disagreement(expected, result, values=not lossy) if self.check else None
+        if variant.wrong and self.strict:
+            raise VerificationError(f"the compiled {self.name} is wrong: {variant.wrong}", where="its first call")
+        return None if variant.wrong else result
 
 
 def _listed(relations: Sequence[Relation]) -> str:
@@ -697,42 +795,6 @@ def disagreement(expected: Any, result: Any, *, values: bool = True) -> str | No
             scale = old[finite].abs().max().item()
             return f"its result is off by {off * max(scale, 1e-6):.3g} where values reach {scale:.3g}"
     return None
-
-
-_PAIRS = (5, 15)  # least and most, both odd
-_RACE_SECONDS = 3.0
-
-
-def _race(installed: Installed, variant: Variant, call: Call) -> Race:
-    """Pairs of whole calls over successive times, as in a sampling run; a first pair warms up and settles how many.
-
-    The schedule's table is cleared before each call, as if no other run had filled it: what it saves from run to run
-    comes on top.
-    """
-    times: list[tuple[float, float]] = []
-    pairs, warm, taker = _PAIRS[0], False, installed.takers[0]
-    while len(times) < pairs:
-        args, kwargs = taker.rebuild(variant.later(call, len(times) + 1 + warm), call.spec)
-        spent = {"original": 0.0, "compiled": 0.0}
-        for who in ("original", "compiled") if len(times) % 2 else ("compiled", "original"):
-            for name in ("schedule", "request_schedule"):
-                if name in variant.memos:
-                    variant.memos[name].clear()
-            _synchronise(call)
-            start = time.perf_counter()
-            if who == "original":
-                installed.module._call_impl(*args, **kwargs)
-            else:
-                found = installed._serve(args, kwargs)
-                variant.run(call if isinstance(found, str) else found[1])
-            _synchronise(call)
-            spent[who] = time.perf_counter() - start
-        if warm:
-            times.append((spent["original"], spent["compiled"]))
-        else:
-            fitting = int(_RACE_SECONDS / max(sum(spent.values()), 1e-6))
-            warm, pairs = True, min(max(fitting, _PAIRS[0]), _PAIRS[1]) | 1
-    return Race.of(times)
 
 
 def _synchronise(call: Call) -> None:

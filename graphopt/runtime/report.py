@@ -18,6 +18,7 @@ from graphopt.ir.stages import COMMON, STEP, WEIGHTS, Stage, placement
 from graphopt.runtime.evict import outcome
 from graphopt.runtime.installed import Installed, Variant
 from graphopt.runtime.loop_report import LoopReport, loops_of
+from graphopt.runtime.race import Race
 from graphopt.runtime.replay import Replay, Replays
 
 _REASONS = 2  # of a pass that held back, in the text
@@ -40,11 +41,34 @@ class StageReport:
 
 
 @dataclass
+class ContenderReport:
+    """A target that was measured on the example inputs, or left out for a reason.
+
+    `seconds` are the median of its calls, `faster` and `interval` compare them with the module's own as in
+    `VariantReport`.
+    """
+
+    target: str
+    seconds: float | None = None
+    faster: float | None = None
+    interval: tuple[float, float] | None = None
+    left_out: str | None = None
+
+    def __str__(self) -> str:
+        if self.faster is None or self.seconds is None or self.interval is None:
+            return f"{self.target} left out: {self.left_out}"
+        low, high = self.interval
+        return f"{self.target} {1e3 * self.seconds:.3g} ms, {self.faster:.2f} times as fast ({low:.2f} to {high:.2f})"
+
+
+@dataclass
 class VariantReport:
     """One captured Program of a module.
 
-    `faster` is the original's time over the compiled call's where the two were measured (target ``auto``), the median
-    of pairs of calls, and `interval` the range of that median: above 1 the compiled call is faster.
+    `faster` is the original's time over the compiled call's where the two were measured (target ``auto``, or several),
+    the median of pairs of calls, and `interval` the range of that median: above 1 the compiled call is faster. `target`
+    was to build the step; `contenders` are all that could have, and `original_seconds` is the median of the module's
+    own calls beside them, None where nothing was measured.
 
     Of the weights (in bytes) that any stage reads, those are idle that the step does not, neither as they are nor
     folded or packed by the weights stage: only what is computed once per request or schedule needs them.
@@ -64,6 +88,15 @@ class VariantReport:
     runs: str
     relations: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    target: str = ""
+    original_seconds: float | None = None
+    contenders: list[ContenderReport] = field(default_factory=list)
+
+    def measured(self) -> str | None:
+        """What was measured, in a line; None where nothing was."""
+        if self.original_seconds is None:
+            return None
+        return "; ".join([f"measured: original {1e3 * self.original_seconds:.3g} ms", *map(str, self.contenders)])
 
 
 @dataclass
@@ -195,6 +228,7 @@ class Report:
 
 def _variant_lines(variant: VariantReport) -> list[str]:
     lines = [f"{counted(variant.captured_nodes, 'node')} captured; {variant.runs}"]
+    lines += [f"  {line}" for line in [variant.measured()] if line]
     if variant.inputs:
         lines.append("  inputs: " + ", ".join(f"{path} ({role})" for path, role in variant.inputs.items()))
     if variant.relations:
@@ -302,7 +336,9 @@ def _variant(variant: Variant) -> VariantReport:
         if memo is not None:
             stage.hits, stage.misses, stage.entries, stage.kept_bytes = memo.hits, memo.misses, len(memo), memo.bytes
         stages.append(stage)
-    before, race = program_cost(built.captured), variant.race
+    before, race, contest = program_cost(built.captured), variant.race, variant.contest
+    contenders = [ContenderReport(name, found.seconds, *_faster(found)) for name, found in contest.races.items()]
+    contenders += [ContenderReport(name, left_out=reason) for name, reason in contest.left_out.items()]
     weights, idle = _weights(built.program)
     return VariantReport(
         inputs={entry.path: entry.role for entry in built.program.inputs if entry.role != "weight"},
@@ -314,12 +350,20 @@ def _variant(variant: Variant) -> VariantReport:
         stages=stages,
         passes=built.passes,
         seconds=variant.seconds,
-        faster=1 / race.ratio if race and race.pairs else None,
-        interval=(1 / race.high, 1 / race.low) if race and race.pairs else None,
+        faster=_faster(race)[0] if race else None,
+        interval=_faster(race)[1] if race else None,
         runs=_runs(variant),
         relations=list(map(str, variant.relations)),
         notes=built.notes,
+        target=built.target.name,
+        original_seconds=contest.original or None,
+        contenders=contenders,
     )
+
+
+def _faster(race: Race) -> tuple[float, tuple[float, float]]:
+    """How many times as fast as the original, and the interval."""
+    return 1 / race.ratio, (1 / race.high, 1 / race.low)
 
 
 def _weights(program: Program) -> tuple[Any, Any]:
@@ -340,8 +384,11 @@ def _runs(variant: Variant) -> str:
     race = variant.race
     if race is None:
         return "runs compiled"
+    by = f" by {variant.built.targets[-1]}"
     interval = f"interval {1 / race.high:.2f} to {1 / race.low:.2f}"
     if not race.won and race.low < 1:
         return f"no clear difference, so the original runs ({interval})"
-    times = f"{1 / race.ratio:.2f} times as fast as the original ({interval})"
-    return f"runs compiled: {times}" if race.won else f"the original runs: compiled is {times}"
+    times = f"{1 / race.ratio:.2f} times as fast"
+    if race.won:
+        return f"runs compiled{by}: {times} as the original ({interval})"
+    return f"the original runs: compiled{by} is {times} ({interval})"

@@ -25,6 +25,14 @@ class KeepsWeights(Protocol):
         """Called before a call: as long as epochs are equal, so are the contents of weights."""
 
 
+@runtime_checkable
+class PacksWeights(KeepsWeights, Protocol):
+    """A kernel that reads some of its arguments only to pack them: between changes of weights it needs no originals."""
+
+    def packs(self) -> frozenset[int]:
+        """Positions of the arguments that it reads for nothing else."""
+
+
 class Target(ABC):
     """Part → callable. Stateless; subclasses are registered in `graphopt.targets.TARGETS` or by entry point.
 

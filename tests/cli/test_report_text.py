@@ -13,7 +13,7 @@ import torch
 import graphopt
 from graphopt import Match, Pass, Program
 from graphopt.debug.statistics import PassRecord
-from graphopt.runtime.installed import Race
+from graphopt.runtime.race import Race
 from graphopt.runtime.report import _pass_lines, _runs
 
 
@@ -104,11 +104,17 @@ def test_a_pass(record: PassRecord, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "median", "expected"),
     [
-        (0.5, 0.8, 0.625, "runs compiled: 1.60 times as fast as the original (interval 1.25 to 2.00)"),
+        (0.5, 0.8, 0.625, "runs compiled by tvm: 1.60 times as fast as the original (interval 1.25 to 2.00)"),
         (0.8, 1.25, 1.0, "no clear difference, so the original runs (interval 0.80 to 1.25)"),
-        (1.25, 2.0, 1.6, "the original runs: compiled is 0.62 times as fast as the original (interval 0.50 to 0.80)"),
+        (
+            1.25,
+            2.0,
+            1.6,
+            "the original runs: compiled by tvm is 0.62 times as fast (interval 0.50 to 0.80)",
+        ),
     ],
 )
 def test_a_race(low: float, high: float, median: float, expected: str) -> None:
-    variant: Any = SimpleNamespace(wrong=None, race=Race(median, low, high, 9))
+    built = SimpleNamespace(targets=["eager", "tvm"])
+    variant: Any = SimpleNamespace(wrong=None, race=Race(median, low, high, 9, 0.1), built=built)
     assert _runs(variant) == expected

@@ -1,7 +1,8 @@
 """Kernels to machine code: one module, entered with a table of pointers, in which calls of kernels follow one another.
 
-Threads are those of the OpenMP pool that torch itself uses, so that the two never wait for one another while spinning,
-and `torch.set_num_threads` holds for both. A kernel's team takes task after task from one counter.
+Threads are those of the OpenMP pool that torch itself uses, so that the two never wait for one another while spinning;
+the team of a kernel takes task after task from one counter. How many there are is passed with every call: OpenMP's own
+number is that of `torch.set_num_threads` only in threads of Python in which torch has looked at it.
 """
 
 from __future__ import annotations
@@ -46,16 +47,22 @@ define i32 @graphopt_next_task(ptr %team) alwaysinline {
 declare void @GOMP_parallel(ptr, ptr, i32, i32)
 """
 
-# A team is a table of pointers and a counter. 0 threads: as many as torch was told.
+# A team is a table of pointers and a counter. One thread needs no OpenMP.
 _LAUNCH = """
 declare i32 @{name}(ptr)
-define i32 @graphopt_launch_{name}(ptr %table, i32 %offset) alwaysinline {{
+define i32 @graphopt_launch_{name}(ptr %table, i32 %offset, i32 %threads) alwaysinline {{
   %team = alloca [2 x i64]
   %arguments = getelementptr ptr, ptr %table, i32 %offset
   store ptr %arguments, ptr %team
   %counter = getelementptr i64, ptr %team, i32 1
   store i64 0, ptr %counter
-  call void @GOMP_parallel(ptr @{name}, ptr %team, i32 0, i32 0)
+  %alone = icmp eq i32 %threads, 1
+  br i1 %alone, label %one, label %many
+one:
+  %failed = call i32 @{name}(ptr %team)
+  ret i32 0
+many:
+  call void @GOMP_parallel(ptr @{name}, ptr %team, i32 %threads, i32 0)
   ret i32 0
 }}
 """
@@ -72,7 +79,8 @@ class Call:
 class Library:
     """Machine code of some sequences of calls.
 
-    ``run(i, table)`` performs sequence i with a table of pointers, a contiguous int64 array's address.
+    ``run(i, table)`` performs sequence i with a table of pointers, a contiguous int64 array's address, on as many
+    threads as torch uses in the calling thread.
     """
 
     def __init__(self, isa: Isa, sequences: Sequence[Sequence[Call]]) -> None:
@@ -86,21 +94,20 @@ class Library:
         self._entries = [self.module[f"run_{number}"] for number in range(len(sequences))]
 
     def run(self, sequence: int, table: int) -> None:
-        self._entries[sequence](ctypes.c_void_p(table))
+        self._entries[sequence](ctypes.c_void_p(table), torch.get_num_threads())
 
 
 def _entry(name: str, calls: Sequence[Call], text: str) -> Any:
     """The function that performs calls one after the other."""
-    table = tirx.Var("table", "handle")
-    launches = [
-        tirx.Evaluate(
-            tirx.call_extern("int32", f"graphopt_launch_{call.kernel.name}", table, tirx.const(call.offset, "int32"))
-        )
-        for call in calls
-    ]
-    body = tirx.SeqStmt([*launches, tirx.Return(tirx.const(0, "int32"))])
+    table, threads = tirx.Var("table", "handle"), tirx.Var("threads", "int32")
+
+    def launch(call: Call) -> Any:
+        place = tirx.const(call.offset, "int32")
+        return tirx.Evaluate(tirx.call_extern("int32", f"graphopt_launch_{call.kernel.name}", table, place, threads))
+
+    body = tirx.SeqStmt([*map(launch, calls), tirx.Return(tirx.const(0, "int32"))])
     imports = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(text), body)
-    return tirx.PrimFunc([table], imports, ret_type=PrimType("int32")).with_attr({"global_symbol": name})
+    return tirx.PrimFunc([table, threads], imports, ret_type=PrimType("int32")).with_attr({"global_symbol": name})
 
 
 def _compiled(module: Any, isa: Isa) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import fx
 from torch.fx.node import map_arg
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ...ir.program import val
 from .build import Call, Library
@@ -79,7 +80,7 @@ class Packed:
 
     def __init__(self, weight: torch.Tensor, panels: Panels) -> None:
         self._weight, self._state = weakref.ref(weight), _state(weight)
-        self._memory = weight.detach()  # held: at its address there can be no other then
+        self._memory = StorageWeakRef(weight.untyped_storage())  # once it is gone, other memory may lie at its address
         with torch.no_grad():
             self.made = panels.pack(weight)
 
@@ -90,7 +91,8 @@ class Packed:
         ----------
         watched : whether someone tells when weights change behind torch's back, or have no version that counts writes.
         """
-        return self._weight() is weight and self._state == _state(weight) and (watched or self._state[1] is not None)
+        same = self._weight() is weight and self._state == _state(weight) and not self._memory.expired()
+        return same and (watched or self._state[1] is not None)
 
 
 class Code:
@@ -211,6 +213,17 @@ class Code:
         """See `KeepsWeights`."""
         if epoch != self._epoch:
             self._packed, self._epoch = {}, epoch
+
+    def packs(self) -> frozenset[int]:
+        """See `PacksWeights`."""
+        read, packed = set(self.graph.output_node().all_input_nodes), set[Any]()
+        for step in self.steps:
+            if isinstance(step, Torch):
+                read.update(step.node.all_input_nodes)
+            else:
+                read.update(place for place in step.slots if isinstance(place, fx.Node))
+                packed.update(place.weight for place in step.slots if isinstance(place, Panels))
+        return frozenset(place for place, node in enumerate(self.inputs) if node in packed - read)
 
     def names(self) -> list[str]:
         """Of the kernels."""
