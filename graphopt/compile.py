@@ -201,6 +201,10 @@ def _put_back(module: torch.nn.Module, call: Any) -> None:
         module._compiled_call_impl = call
 
 
+# Stages that a new prompt runs at every step.
+_EVERY_STEP = frozenset({"request_schedule", "common", "step"})
+
+
 class _Builder:
     """From one call to a `Built`; asked when no variant serves, or when more was learnt of the calls."""
 
@@ -258,10 +262,10 @@ class _Builder:
         return built
 
     def _build(self, part: Part, wanted: Target, notes: list[str], observer: Observer) -> tuple[Kernel, str]:
-        """The wanted target builds the step; stages that run once a request are not worth generating code for."""
+        """The wanted target builds what runs as often as the step; for the rest, generating code is not worth it."""
         eager = TARGETS["eager"]
         examples = [example_value(node) for node in part.graph.find_nodes(op="placeholder")]
-        for target in (wanted, eager) if part.name == "step" else (eager,):
+        for target in (wanted, eager) if part.name in _EVERY_STEP else (eager,):
             observer.build_begins(part, target.name)
             try:
                 kernel = target.build(part, examples)

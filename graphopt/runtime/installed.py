@@ -135,8 +135,7 @@ class Variant:
             for part in built.parts[:-1]
         }
         self._plans = self._gather()
-        step: object = self.built.kernels[-1]
-        self._keeping = step if isinstance(step, KeepsWeights) else None
+        self._keeping = [kernel for kernel in self.built.kernels if isinstance(kernel, KeepsWeights)]
         self._constants = self._constant_inputs()
         self._flat = _gives_a_tuple(program)
         self.tried: set[Relation] = set()  # relations that it was built with, or could not gain from
@@ -224,8 +223,8 @@ class Variant:
         """Drop all that is kept."""
         for memo in self.memos.values():
             memo.clear()
-        if self._keeping is not None:
-            self._keeping.weights_are(None)
+        for kernel in self._keeping:
+            kernel.weights_are(None)
 
     def serves(self, signature: Any) -> bool:
         if self.signature != signature or self.refuted:
@@ -255,11 +254,11 @@ class Variant:
         weights = self.weights.read(self.guard.generation)
         values = [*weights, *self.built.boundary.take(call.tensors)]
         tensors = call.tensors
-        if len(self._plans) > 1 or self._keeping is not None:
+        if len(self._plans) > 1 or self._keeping:
             conditions, times = ([tensors[k] for k in kind] for kind in (self._conditions, self._times))
             epoch = self.trajectories.step(weights, conditions, times)
-        if self._keeping is not None:
-            self._keeping.weights_are(epoch)
+        for kernel in self._keeping:
+            kernel.weights_are(epoch)
         if len(self._plans) > 1:
             keys: dict[int, tuple[Any, torch.Tensor | None]] = {}
             stages = zip(self.memos.values(), self.built.kernels, self._plans, strict=False)
