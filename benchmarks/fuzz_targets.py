@@ -10,6 +10,7 @@ failure leaves the smallest graph that still fails in ``--cases``, as with `benc
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import sys
@@ -224,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = fuzz.parser(__doc__, "fuzz_targets")
     parser.add_argument("--target", choices=sorted(TARGETS), default="tvm", help="(default: %(default)s)")
     options = parser.parse_args(arguments)
+    os.environ["GRAPHOPT_CACHE"] = "0"  # of worker processes, too: no graph comes twice
     return fuzz.go(options, partial(run, name=options.target, folder=options.cases), Tally(), table)
 
 

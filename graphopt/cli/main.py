@@ -8,6 +8,7 @@ import typer
 
 from graphopt.cli._app import Debug, Group
 from graphopt.cli.bisect import bisect
+from graphopt.cli.cache import cache
 from graphopt.cli.demo import demo
 from graphopt.cli.diff import diff
 from graphopt.cli.explain import explain
@@ -51,5 +52,5 @@ def main(
     """
 
 
-for verb in (demo, run, report, explain, graph, profile, kernels, trace, diff, bisect, filmstrip, passes):
+for verb in (demo, run, report, explain, graph, profile, kernels, trace, diff, bisect, filmstrip, passes, cache):
     app.command()(verb)

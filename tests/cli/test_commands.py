@@ -21,7 +21,9 @@ from graphopt.ir.rewrite import spell
 from graphopt.passes import PASSES, Hoist
 from tests.cli.conftest import Run, parsed
 
-VERBS = ("demo", "run", "report", "explain", "graph", "profile", "trace", "diff", "bisect", "filmstrip", "passes")
+VERBS = (
+    "demo", "run", "report", "explain", "graph", "profile", "trace", "diff", "bisect", "filmstrip", "passes", "cache",
+)  # fmt: skip
 TINY = ("--steps", "2", "--target", "eager")
 
 

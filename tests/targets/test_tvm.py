@@ -61,7 +61,7 @@ def codes(made: Built) -> list[Code]:
 
 
 def launches(made: Built) -> int:
-    return sum(len(step.calls) for code in codes(made) for step in code.steps if hasattr(step, "calls"))
+    return sum(len(step.launches) for code in codes(made) for step in code.plan.kernels)
 
 
 # -- pointwise operations --------------------------------------------------------------------------------------------
@@ -762,7 +762,8 @@ def test_a_graph_that_cannot_be_built_names_the_stage(monkeypatch: pytest.Monkey
     def broken(*arguments: Any) -> None:
         raise ValueError("no vectors today")
 
-    monkeypatch.setattr("graphopt.targets.tvm.running.Library", broken)
+    monkeypatch.setenv("GRAPHOPT_CACHE", "0")
+    monkeypatch.setattr("graphopt.targets.tvm.build.image", broken)
     (part,) = split(trace(lambda x: x + 1, r(3)).program)
     with pytest.raises(TargetError, match="could not build stage 'step': ValueError: no vectors today"):
         Tvm().build(part, [r(3)])

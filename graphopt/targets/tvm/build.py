@@ -7,31 +7,20 @@ number is that of `torch.set_num_threads` only in threads of Python in which tor
 
 from __future__ import annotations
 
-import ctypes
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import tvm
 from tvm import tirx
-from tvm.ir import PrimType, StringImm
+from tvm.ir import StringImm
 
 from . import vectormath
-from .emit import Kernel
+from .emit import Kernel, c_function
+from .image import Image, MachineCode, linked
 from .isa import Isa
-
-
-def openmp() -> str | None:
-    """Why kernels cannot share torch's threads here, or None: generated code calls OpenMP as GCC does."""
-    if hasattr(ctypes.CDLL(None), "GOMP_parallel"):
-        return None
-    for library in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
-        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        return None
-    return "torch comes with no OpenMP library of GCC's interface (libgomp), whose threads kernels share"
-
 
 _RUNTIME = """
 define ptr @graphopt_pointer_at(ptr %table, i32 %place) alwaysinline {
@@ -77,24 +66,38 @@ class Call:
 
 
 class Library:
-    """Machine code of some sequences of calls.
+    """Machine code of some sequences of calls, compiled here.
 
     ``run(i, table)`` performs sequence i with a table of pointers, a contiguous int64 array's address, on as many
     threads as torch uses in the calling thread.
     """
 
     def __init__(self, isa: Isa, sequences: Sequence[Sequence[Call]]) -> None:
-        kernels = {call.kernel.name: call.kernel for calls in sequences for call in calls}
-        called = sorted(set().union(*(kernel.called for kernel in kernels.values())))
-        text = _RUNTIME + "".join(_LAUNCH.format(name=name) for name in kernels) + vectormath.source(called)
-        functions = {name: kernel.function for name, kernel in kernels.items()}
-        for number, calls in enumerate(sequences):
-            functions[f"run_{number}"] = _entry(f"run_{number}", calls, text)
-        self.module = _compiled(tvm.IRModule(functions), isa)
-        self._entries = [self.module[f"run_{number}"] for number in range(len(sequences))]
+        self._code = MachineCode(image(isa, sequences))
+        self._entries = [self._code.function(f"graphopt_run_{number}") for number in range(len(sequences))]
 
     def run(self, sequence: int, table: int) -> None:
-        self._entries[sequence](ctypes.c_void_p(table), torch.get_num_threads())
+        self._entries[sequence](table, torch.get_num_threads())
+
+
+def image(isa: Isa, sequences: Sequence[Sequence[Call]]) -> Image:
+    """Machine code of some sequences of calls, and of their kernels."""
+    module = compiled(isa, sequences)
+    descriptor = os.memfd_create("graphopt.o")  # a file in memory: there may be no folder to write into
+    with os.fdopen(descriptor, "rb") as file:
+        module.write_to_file(f"/proc/self/fd/{descriptor}", "o")
+        return linked(file.read())
+
+
+def compiled(isa: Isa, sequences: Sequence[Sequence[Call]]) -> Any:
+    """TVM's module of some sequences of calls and their kernels: optimised, but not yet machine code."""
+    kernels = {call.kernel.name: call.kernel for calls in sequences for call in calls}
+    called = sorted(set().union(*(kernel.called for kernel in kernels.values())))
+    text = _RUNTIME + "".join(_LAUNCH.format(name=name) for name in kernels) + vectormath.source(called)
+    functions = {name: kernel.function for name, kernel in kernels.items()}
+    for number, calls in enumerate(sequences):
+        functions[f"graphopt_run_{number}"] = _entry(f"graphopt_run_{number}", calls, text)
+    return _lowered(tvm.IRModule(functions), isa)
 
 
 def _entry(name: str, calls: Sequence[Call], text: str) -> Any:
@@ -107,10 +110,10 @@ def _entry(name: str, calls: Sequence[Call], text: str) -> Any:
 
     body = tirx.SeqStmt([*map(launch, calls), tirx.Return(tirx.const(0, "int32"))])
     imports = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(text), body)
-    return tirx.PrimFunc([table, threads], imports, ret_type=PrimType("int32")).with_attr({"global_symbol": name})
+    return c_function(name, [table, threads], imports)
 
 
-def _compiled(module: Any, isa: Isa) -> Any:
+def _lowered(module: Any, isa: Isa) -> Any:
     """Lowered by the few passes that explicit vectors and flat buffers leave to do, and compiled."""
     passes, target = tirx.transform, isa.target()
     steps = [
@@ -118,8 +121,6 @@ def _compiled(module: Any, isa: Isa) -> Any:
         passes.FlattenBuffer(),
         passes.StmtSimplify(),  # after flattening, which adds an offset of zero to every index
         passes.CommonSubexprElim(),
-        passes.AnnotateEntryFunc(),
-        passes.MakePackedAPI(),
         passes.LowerTVMBuiltin(),
         passes.LowerIntrin(),
     ]

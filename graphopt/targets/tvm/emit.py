@@ -217,10 +217,14 @@ def kernel(
     for scratch in emitter.scratches:
         emitter.emit(scratch)
     emitter.emit(tirx.While(tirx.BufferLoad(task, [_ZERO]) < tasks, sequence(inside)))
-    on_cpu = tirx.AttrStmt(_ZERO, "device_type", tirx.const(1, "int32"), emitter.body())
-    function = tirx.PrimFunc([team], tirx.AttrStmt(_ZERO, "device_id", _ZERO, on_cpu), ret_type=PrimType("int32"))
-    attributes = {"global_symbol": name, "tirx.is_host_func": True, "calling_conv": 2}
-    return Kernel(name, len(arguments), function.with_attr(attributes), frozenset(emitter.called))
+    return Kernel(name, len(arguments), c_function(name, [team], emitter.body()), frozenset(emitter.called))
+
+
+def c_function(name: str, arguments: Sequence[Any], body: Any) -> Any:
+    """A function as C has them, without TVM's conventions: it gives an int."""
+    on_cpu = tirx.AttrStmt(_ZERO, "device_type", tirx.const(1, "int32"), body)
+    found = tirx.PrimFunc(list(arguments), tirx.AttrStmt(_ZERO, "device_id", _ZERO, on_cpu), ret_type=PrimType("int32"))
+    return found.with_attr({"global_symbol": name, "tirx.is_host_func": True, "calling_conv": 2})
 
 
 def sequence(statements: Sequence[Any]) -> Any:

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from tvm import tirx
 
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
@@ -55,15 +54,6 @@ def tiles(isa: Isa, rows: int, columns: int) -> Tiles:
         vectors = min(most, needed)
     fitting = (isa.registers - vectors - 1) // vectors
     return Tiles(min(rows, fitting), vectors, isa.lanes)
-
-
-def packed(weight: torch.Tensor, columns: int) -> torch.Tensor:
-    """A weight, [N, *K], in panels, [N / columns rounded up, K, columns], with zeros where there is none."""
-    weight = weight.flatten(1)
-    count = -(-weight.shape[0] // columns)
-    whole = torch.zeros(count * columns, weight.shape[1], dtype=weight.dtype)
-    whole[: weight.shape[0]] = weight
-    return whole.view(count, columns, weight.shape[1]).transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,17 @@
-"""Kernels of a stage as a callable: memory planned once, and a call that fills in pointers and enters machine code.
+"""Kernels of a stage as a callable: a call fills in pointers and enters machine code.
 
-What only kernels read lies in an arena, in which values that do not live at the same time share memory. Calls that run
-at the same time have an arena each.
+Code that was generated once on this machine is read from a folder (`artifacts`); then neither TVM nor LLVM is loaded.
+Calls that run at the same time have an arena each.
 """
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,50 +20,24 @@ from torch.fx.node import map_arg
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ...ir.program import val
-from .build import Call, Library
-from .emit import Kernel
-from .isa import Isa
-from .plan import Group
-from .stage import Builder, Launch, Panels, Place, Scratch
+from . import artifacts, entry
+from .image import MachineCode
+from .isa import Isa, detect
+from .places import Launch, Panels
+from .steps import ALIGN, Kernels, Torch
 
-_ALIGN = 64  # bytes
-
-
-@dataclass
-class Kernels:
-    """Launches in a row: one entry into machine code.
-
-    Attributes
-    ----------
-    sequence : of the library.
-    slots : places of the table, by what they show to.
-    fresh : results that torch or the caller gets, and that are therefore allocated at every call.
-    last : values that nothing after this reads.
-    """
-
-    sequence: int
-    launches: list[Launch] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
-    slots: dict[Place, list[int]] = field(default_factory=dict)
-    fresh: list[fx.Node] = field(default_factory=list)
-    last: list[fx.Node] = field(default_factory=list)
-
-
-@dataclass
-class Torch:
-    """An operation that torch performs."""
-
-    node: fx.Node
-    last: list[fx.Node] = field(default_factory=list)
+if TYPE_CHECKING:
+    from .generate import Generated
+    from .stage import Builder
 
 
 class Frame:
     """What one call at a time uses: an arena, and the table of pointers, of which `address` is the address."""
 
     def __init__(self, width: int, size: int, offsets: Mapping[int, int]) -> None:
-        self.arena = torch.empty(size + _ALIGN, dtype=torch.uint8)
+        self.arena = torch.empty(size + ALIGN, dtype=torch.uint8)
         self.table = np.zeros(max(width, 1), dtype=np.int64)
-        start = -(-self.arena.data_ptr() // _ALIGN) * _ALIGN
+        start = -(-self.arena.data_ptr() // ALIGN) * ALIGN
         for slot, offset in offsets.items():
             self.table[slot] = start + offset
         self.address = self.table.ctypes.data
@@ -100,83 +73,44 @@ class Code:
 
     Attributes
     ----------
-    steps : in order.
-    size : bytes of an arena.
+    kept : whether it was read from the folder of `artifacts`: nothing was generated and compiled.
     """
 
-    def __init__(self, isa: Isa, graph: fx.Graph, examples: Sequence[Any], root: torch.nn.Module) -> None:
-        self.isa, self.graph, self.root = isa, graph, root
-        self.builder = builder = Builder(isa, graph, examples)
+    def __init__(self, isa: Isa | None, graph: fx.Graph, examples: Sequence[Any], root: torch.nn.Module) -> None:
+        self.graph, self.root = graph, root
         self.inputs, self.constants = graph.find_nodes(op="placeholder"), graph.find_nodes(op="get_attr")
         self.results: Any = graph.output_node().args[0]
-        steps = builder.plan.steps
-        tensors = set(graph.output_node().all_input_nodes)
-        tensors |= {source for step in steps if isinstance(step, fx.Node) for source in step.all_input_nodes}
-        self.steps: list[Kernels | Torch] = []
-        self.width = 0
-        for step in steps:
-            if isinstance(step, fx.Node):
-                self.steps.append(Torch(step))
-            else:
-                self._add(step, step.result in tensors)
-        self.size, self._offsets = self._arena()
-        self._plan_drops()
-        self.library = Library(isa, [step.calls for step in self.steps if isinstance(step, Kernels)])
+        self._isa, self._examples = isa, [_outline(example) for example in examples]
+        key = entry.key(isa, graph, examples)
+        found = artifacts.read(key) if key else None
+        self.kept = found is not None
+        if found is not None:
+            self.plan, image = entry.read(found, graph)
+        else:
+            self.plan, image = self.generated.steps, self.generated.image()
+            if key:
+                artifacts.write(key, entry.written(self.plan, image, graph))
+        self._machine_code = MachineCode(image)
+        self._runs = [self._machine_code.function(f"graphopt_run_{step.sequence}") for step in self.plan.kernels]
         self._frames: list[Frame] = []
         self._packed: dict[Panels, Packed] = {}
         self._epoch: object = None
 
-    # -- planning ----------------------------------------------------------------------------------------------------
+    @cached_property
+    def generated(self) -> Generated:
+        """The kernels as they are generated; done now where the machine code was kept."""
+        from .generate import Generated
 
-    def _add(self, group: Group, leaves: bool) -> None:
-        if not self.steps or isinstance(self.steps[-1], Torch):
-            self.steps.append(Kernels(sum(isinstance(step, Kernels) for step in self.steps)))
-        kernels = self.steps[-1]
-        assert isinstance(kernels, Kernels)
-        for launch in self.builder.group(group):
-            kernels.launches.append(launch)
-            kernels.calls.append(Call(launch.kernel, self.width))
-            for place in launch.pointers:
-                kernels.slots.setdefault(place, []).append(self.width)
-                self.width += 1
-        if leaves:
-            kernels.fresh.append(group.result)
+        return Generated(self._isa or detect(), self.graph, self._examples)
 
-    def _arena(self) -> tuple[int, dict[int, int]]:
-        """The bytes of an arena, and by place of the table the offset there: the largest first, each as low as fits."""
-        given = {step.node for step in self.steps if isinstance(step, Torch)} | set(self.inputs)
-        given |= {node for step in self.steps if isinstance(step, Kernels) for node in step.fresh}
-        given |= set(self.constants)
-        slots: dict[Place, list[int]] = {}
-        for step in self.steps:
-            for place, found in step.slots.items() if isinstance(step, Kernels) else ():
-                if isinstance(place, Scratch) or (isinstance(place, fx.Node) and place not in given):
-                    slots.setdefault(place, []).extend(found)
-        starts = sorted(call.offset for step in self.steps if isinstance(step, Kernels) for call in step.calls)
-        launch = np.searchsorted(np.array(starts), np.arange(self.width), side="right") if starts else np.zeros(0)
-        laid: list[tuple[int, int, int, int]] = []  # first and last launch, first byte and the one after the last
-        offsets: dict[int, int] = {}
-        for place in sorted(slots, key=lambda place: -_bytes(place)):
-            first, last = int(launch[min(slots[place])]), int(launch[max(slots[place])])
-            size, offset = -(-_bytes(place) // _ALIGN) * _ALIGN, 0
-            for _, _, begin, end in sorted((o for o in laid if o[0] <= last and first <= o[1]), key=lambda o: o[2]):
-                if offset + size <= begin:
-                    break
-                offset = max(offset, end)
-            laid.append((first, last, offset, offset + size))
-            offsets.update(dict.fromkeys(slots[place], offset))
-        return max((end for *_, end in laid), default=0), offsets
+    @property
+    def builder(self) -> Builder:
+        return self.generated.builder
 
-    def _plan_drops(self) -> None:
-        """Note with each step the values that it is the last to read, so that they can go."""
-        seen = set(self.graph.output_node().all_input_nodes)
-        for step in reversed(self.steps):
-            if isinstance(step, Torch):
-                reads: set[Any] = {*step.node.all_input_nodes, step.node}
-            else:
-                reads = {place.weight if isinstance(place, Panels) else place for place in step.slots}
-            step.last = [node for node in reads if isinstance(node, fx.Node) and node not in seen]
-            seen.update(step.last)
+    @property
+    def steps(self) -> list[Kernels | Torch]:
+        """What a call does, in order."""
+        return self.plan.steps
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -184,26 +118,24 @@ class Code:
         try:
             frame = self._frames.pop()
         except IndexError:
-            frame = Frame(self.width, self.size, self._offsets)
+            frame = self._frame()
+        threads = torch.get_num_threads()
         try:
-            return self._run(frame, values, lambda step: self.library.run(step.sequence, frame.address))
+            return self._run(frame, values, lambda step: self._runs[step.sequence](frame.address, threads))
         finally:
             self._frames.append(frame)
 
     def timed(self, values: Sequence[Any], rounds: int) -> list[tuple[Launch, float]]:
         """Each launch with the median of its times, in seconds, on what it is given in a call."""
-        steps = [step for step in self.steps if isinstance(step, Kernels)]
-        library = Library(self.isa, [[call] for step in steps for call in step.calls])
-        firsts = list(itertools.accumulate((len(step.calls) for step in steps), initial=0))
-        frame, found = Frame(self.width, self.size, self._offsets), []
+        frame, found = self._frame(), list[tuple[Launch, float]]()
 
         def each(step: Kernels) -> None:
-            for number, launch in enumerate(step.launches, firsts[step.sequence]):
-                times = []
+            for launch, start in zip(step.launches, step.starts, strict=True):
+                kernel, times = self._machine_code.kernel(launch.kernel), []
                 for _ in range(rounds):
-                    start = time.perf_counter()
-                    library.run(number, frame.address)
-                    times.append(time.perf_counter() - start)
+                    begin = time.perf_counter()
+                    kernel(frame.address + 8 * start)
+                    times.append(time.perf_counter() - begin)
                 found.append((launch, statistics.median(times)))
 
         self._run(frame, values, each)
@@ -227,23 +159,14 @@ class Code:
 
     def names(self) -> list[str]:
         """Of the kernels."""
-        found = (plain(call.kernel) for step in self.steps if isinstance(step, Kernels) for call in step.calls)
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(launch.name for step in self.plan.kernels for launch in step.launches))
 
     def source(self, kind: str, name: str | None = None) -> str:
         """The code of all kernels, or of one: TensorIR (tir), LLVM's (ll) or assembly (asm)."""
-        calls = [call for step in self.steps if isinstance(step, Kernels) for call in step.calls]
-        chosen = {call.kernel.name: call for call in calls if name in (None, plain(call.kernel))}
-        if kind == "tir":
-            return "\n".join(str(call.kernel.function) for call in chosen.values())
-        library = self.library if name is None else Library(self.isa, [list(chosen.values())])
-        return str(library.module.inspect_source(kind))
+        return self.generated.source(kind, None if name is None else f"graphopt_{name}")
 
-    def size_of(self, place: Place) -> int:
-        """Bytes of what a pointer shows to."""
-        if isinstance(place, Panels):
-            return 4 * int(val(place.weight).numel())
-        return _bytes(place)
+    def _frame(self) -> Frame:
+        return Frame(self.plan.width, self.plan.size, self.plan.offsets)
 
     def _run(self, frame: Frame, values: Sequence[Any], run: Callable[[Kernels], None]) -> tuple[Any, ...]:
         known: dict[fx.Node, Any] = dict(zip(self.inputs, values, strict=True))
@@ -263,7 +186,7 @@ class Code:
 
     def _fill(self, frame: Frame, step: Kernels, known: dict[fx.Node, Any]) -> list[torch.Tensor]:
         """Point the table at tensors; those that only the table knows are given back, to be held while it is used."""
-        strides, held = self.builder.strides, []
+        strides, held = self.plan.strides, []
         for node in step.fresh:
             known[node] = torch.empty_strided(val(node).shape, strides[node])
         for place, slots in step.slots.items():
@@ -297,15 +220,8 @@ def _state(weight: torch.Tensor) -> tuple[int, int | None]:
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
-def _bytes(place: Place) -> int:
-    if isinstance(place, Scratch):
-        return 4 * place.floats
-    assert isinstance(place, fx.Node)
-    value = val(place)
-    span = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
-    return int(4 * span)
-
-
-def plain(kernel: Kernel) -> str:
-    """A kernel's name as users see it."""
-    return kernel.name.removeprefix("graphopt_")
+def _outline(value: Any) -> Any:
+    """A tensor's shape and strides without its memory; other values as they are."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import fx
@@ -20,49 +19,18 @@ from .emit import Buffer, Emitter, Expr, Kernel
 from .emit import lanes_of as lanes_in
 from .isa import Isa
 from .operators import Index, broadcast, unflattened
+from .places import Launch, Panels, Place, Scratch
 from .plan import Group, plan
 from .reading import Lanes, Layout, Leaf, Reader, Tree, lanes_of, leaves, strides_of, vector_of
 
 
-@dataclass(frozen=True)
-class Panels:
-    """A weight packed in panels of so many outputs: the columns of a linear layer, the channels of a convolution."""
-
-    weight: fx.Node
-    size: int
-
-    def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight's numbers in the order in which the kernel reads them."""
-        return gemm.packed(weight, self.size)
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """Memory in between two kernels, by number."""
-
-    number: int
-    floats: int
-
-
-Place: TypeAlias = fx.Node | Panels | Scratch
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A kernel, and what its pointers show to.
+class Builder:
+    """Groups to kernels.
 
     Attributes
     ----------
-    computes : nodes whose values the kernel computes, or, where several kernels do so together, the last of them.
+    kernels : those of launches so far, by name.
     """
-
-    kernel: Kernel
-    pointers: tuple[Place, ...]
-    computes: tuple[fx.Node, ...] = ()
-
-
-class Builder:
-    """Groups to kernels."""
 
     def __init__(self, isa: Isa, graph: fx.Graph, examples: Sequence[Any]) -> None:
         self.isa, self.plan = isa, plan(graph)
@@ -79,13 +47,15 @@ class Builder:
         self.known: dict[Hashable, tuple[list[Launch], dict[int, fx.Node]]] = {}
         self.copies: dict[fx.Node, Scratch] = {}
         self.launches: list[Launch] = []
+        self.kernels: dict[str, Kernel] = {}
 
     def name(self, kind: str) -> str:
         self.made += 1
         return f"graphopt_{kind}_{self.made}"
 
     def launch(self, kernel: Kernel, pointers: Sequence[Place]) -> None:
-        self.launches.append(Launch(kernel, tuple(pointers)))
+        self.kernels[kernel.name] = kernel
+        self.launches.append(Launch(kernel.name, tuple(pointers)))
 
     def group(self, group: Group) -> list[Launch]:
         """The launches that compute a group. Groups that differ only in which memory they touch share kernels."""

@@ -29,12 +29,11 @@ class Tvm(Target):
             return "TVM is not installed: pip install 'graphopt[tvm]'"
         if device.type != "cpu":
             return f"it generates code for the CPU, not for {device.type}"
-        from .build import openmp
+        from .host import openmp
 
         return openmp()
 
     def build(self, part: Part, examples: Sequence[Any]) -> Kernel:
-        from .isa import detect
         from .running import Code
 
         for node in part.graph.nodes:
@@ -46,7 +45,7 @@ class Tvm(Target):
                     hint="the stage runs on the eager target",
                 )
         try:
-            return Code(detect(), part.graph, examples, part.root)
+            return Code(None, part.graph, examples, part.root)
         except Exception as error:
             raise TargetError(
                 f"tvm could not build stage '{part.name}': {type(error).__name__}: {str(error)[-300:]}",

@@ -16,8 +16,8 @@ from ...ir.effects import is_view
 from .build import Call, Library
 from .emit import Buffer, Emitter, Expr, kernel
 from .isa import detect
-from .running import Code, plain
-from .stage import Launch
+from .places import Launch, size_of
+from .running import Code
 from .tile import tile
 
 
@@ -49,14 +49,14 @@ def measure(code: Code, values: Sequence[Any], rounds: int) -> list[KernelTime]:
     """The kernels of a stage, the slowest first, each timed on what it is given when the stage is given `values`."""
     found: dict[str, list[tuple[Launch, float]]] = {}
     for launch, seconds in code.timed(values, rounds):
-        found.setdefault(plain(launch.kernel), []).append((launch, seconds))
+        found.setdefault(launch.name, []).append((launch, seconds))
     times = [
         KernelTime(
             name,
             len(some),
             sum(seconds for _, seconds in some),
             sum(int(node_cost(node).flops) for launch, _ in some for node in launch.computes),
-            sum(code.size_of(place) for launch, _ in some for place in launch.pointers),
+            sum(size_of(place) for launch, _ in some for place in launch.pointers),
             _operators(some[0][0]),
         )
         for name, some in found.items()

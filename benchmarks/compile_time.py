@@ -1,0 +1,153 @@
+"""Seconds from a loaded module to the first result of the target tvm: with an empty cache, and with what it then holds.
+
+    python -m benchmarks.compile_time                                  four models
+    python -m benchmarks.compile_time --blocks 4 8 16 28               growth: DiTs of so many blocks
+    python -m benchmarks.compile_time --contenders tvm,torch.compile   needs g++
+
+Every figure is of a process of its own, and of its parts: capture, passes, code of the step (read; or generated, with the
+import of TVM), and the rest, most of it the first two calls: the module's own, with which the compiled one is compared,
+and the compiled one, which packs weights. torch.compile freezes weights; its caches are a folder that is empty at first,
+too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+import graphopt
+from benchmarks.cpu_step import missing
+from benchmarks.models import Denoiser, denoisers, random_weights
+from graphopt.ir.program import Program
+from graphopt.ir.rewrite import Observer
+from graphopt.ir.stages import Part
+
+PARTS = ("capture", "passes", "code", "rest", "total")
+
+
+class Clock(Observer):
+    """When a compilation went from one part to the next."""
+
+    def __init__(self) -> None:
+        self.captured: float | None = None
+        self.passed = self.began = self.built = 0.0
+
+    def program_begins(self, program: Program) -> None:
+        self.captured = self.captured or time.perf_counter()
+
+    def program_ends(self, program: Program, parts: Sequence[Part]) -> None:
+        self.passed = time.perf_counter()
+
+    def build_begins(self, part: Part, target: str) -> None:
+        self.began = time.perf_counter()
+
+    def build_ends(self, part: Part, target: str) -> None:
+        if part.name == "step":
+            self.built += time.perf_counter() - self.began
+
+
+def dit(blocks: int) -> Denoiser:
+    """DiT-S/2 with so many blocks."""
+    known = denoisers()["dit-s/2"]
+    config = dict(known.make().config)
+    return Denoiser(
+        f"dit of {blocks} blocks",
+        lambda: random_weights(diffusers.DiTTransformer2DModel, **{**config, "num_layers": blocks}),
+        known.call,
+    )
+
+
+def measured(contender: str, denoiser: Denoiser, threads: int) -> dict[str, float]:
+    """Seconds of each part, in this process."""
+    torch.set_num_threads(threads)
+    module, given, clock = denoiser.make(), denoiser.call(0), Clock()
+    with torch.no_grad():
+        start = time.perf_counter()
+        if contender == "torch.compile":
+            import torch._inductor.config as config
+
+            config.freezing = True
+            torch.compile(module, dynamic=False)(**given)
+            return {"total": time.perf_counter() - start}
+        graphopt.compile(module, target="tvm", inputs=given, observers=[clock])
+        end = time.perf_counter()
+    assert clock.captured is not None
+    found = {
+        "capture": clock.captured - start,
+        "passes": clock.passed - clock.captured,
+        "code": clock.built,
+    }
+    return {**found, "rest": end - start - sum(found.values()), "total": end - start}
+
+
+def in_a_process(contender: str, model: str, threads: int, folder: Path) -> dict[str, float]:
+    """Seconds of each part, in a process with its caches in a folder."""
+    environment = {
+        **os.environ,
+        "GRAPHOPT_CACHE_DIR": str(folder / "graphopt"),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "OMP_NUM_THREADS": str(threads),
+    }
+    command = [sys.executable, "-m", "benchmarks.compile_time", "--one", contender, model, "--threads", str(threads)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> int:
+    """Print a row per model, contender and state of the cache."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=[], help="of benchmarks.models")
+    parser.add_argument("--blocks", nargs="+", type=int, default=[], help="DiTs of so many blocks, instead")
+    parser.add_argument("--contenders", default="tvm", help="tvm,torch.compile")
+    parser.add_argument("--runs", type=int, default=3, help="processes with a warm cache: medians are shown")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--one", nargs=2, metavar=("CONTENDER", "MODEL"), help="measure once, in this process")
+    options = parser.parse_args()
+    if options.one:
+        warnings.simplefilter("ignore")
+        contender, model = options.one
+        denoiser = dit(int(model)) if model.isdecimal() else denoisers()[model]
+        print(json.dumps(measured(contender, denoiser, options.threads)))
+        return 0
+    models = [str(blocks) for blocks in options.blocks] or options.models or list(denoisers())
+    rows: list[dict[str, Any]] = []
+    print(f"| model | contender | cache | {' | '.join(PARTS)} |\n|{'---|' * (3 + len(PARTS))}")
+    for model in models:
+        for contender in options.contenders.split(","):
+            if reason := missing(contender):
+                print(f"{contender} is left out: {reason}", file=sys.stderr)
+                continue
+            folder = Path(tempfile.mkdtemp())
+            try:
+                cold = in_a_process(contender, model, options.threads, folder)
+                again = [in_a_process(contender, model, options.threads, folder) for _ in range(options.runs)]
+            finally:
+                shutil.rmtree(folder)
+            warm = {part: statistics.median(run[part] for run in again) for part in cold}
+            for state, seconds in (("cold", cold), ("warm", warm)):
+                rows.append({"model": model, "contender": contender, "cache": state, **seconds})
+                cells = [f"{seconds[part]:.2f}" if part in seconds else "·" for part in PARTS]
+                print(f"| {model} | {contender} | {state} | {' | '.join(cells)} |", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""The folder in which generated code is kept from one process to the next.
+
+The folder is ``$GRAPHOPT_CACHE_DIR``, else ``$XDG_CACHE_HOME/graphopt``, else ``~/.cache/graphopt``. It holds at most
+``$GRAPHOPT_CACHE_BYTES`` (1 GiB): what was not used for longest goes. ``GRAPHOPT_CACHE=0`` does without it.
+
+An entry is a file: a SHA-256 digest and the content that it is of. Files appear whole or not at all, and several
+processes may use the folder. What is in it is run as machine code: the folder and its files must belong to this user,
+and no one else may write there. Whatever is wrong with it, compilation goes on: code is then generated again, and a
+`RuntimeWarning` says why, once a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+BYTES = 1 << 30
+_SUFFIX, _PART = ".code", ".part"
+_LEFT_OVER = 3600  # seconds after which what is still being written never will be
+_warned: list[str] = []
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file of the folder.
+
+    Attributes
+    ----------
+    used : when it was last read or written, in seconds since the epoch.
+    """
+
+    path: Path
+    bytes: int
+    used: float
+
+
+def folder() -> Path | None:
+    """Where code is kept, whether or not there is such a folder yet; None where it is not."""
+    if os.environ.get("GRAPHOPT_CACHE") == "0":
+        return None
+    if given := os.environ.get("GRAPHOPT_CACHE_DIR"):
+        return Path(given).expanduser().absolute()
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    try:
+        return (base if base.is_absolute() else Path.home() / ".cache") / "graphopt"
+    except RuntimeError:  # nobody's home
+        _warn("this user has no home; set GRAPHOPT_CACHE_DIR")
+        return None
+
+
+def read(key: str) -> bytes | None:
+    """What is kept under a key, if it is, whole, and no one else's."""
+    place = folder()
+    if place is None:
+        return None
+    path = place / (key + _SUFFIX)
+    try:
+        if not _is_safe(place, place.stat()):
+            return None
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            if not _is_safe(path, os.fstat(file.fileno())):
+                return None
+            digest, content = file.read(hashlib.sha256().digest_size), file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _warn(f"{error}")
+        return None
+    if hashlib.sha256(content).digest() != digest:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        warnings.warn(f"{path} is damaged; its code is generated again", RuntimeWarning, stacklevel=2)
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return content
+
+
+def write(key: str, content: bytes) -> None:
+    """Keep content under a key, and let go of what was not used for longest if there is too much now."""
+    place = folder()
+    if place is None:
+        return
+    try:
+        place.parent.mkdir(exist_ok=True)  # ~/.cache; but no home is made for a user who has none
+        place.mkdir(mode=0o700, exist_ok=True)
+        if not _is_safe(place, place.stat()):
+            return
+        descriptor, name = tempfile.mkstemp(_PART, dir=place)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(hashlib.sha256(content).digest())
+                file.write(content)
+            Path(name).replace(place / (key + _SUFFIX))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+            raise
+        _bound(place)
+    except OSError as error:
+        _warn(f"{error}")
+
+
+def kept() -> list[Artifact]:
+    """What is kept, the last used first."""
+    place = folder()
+    return sorted(_files(place, _SUFFIX), key=lambda artifact: -artifact.used) if place else []
+
+
+def clear() -> list[Artifact]:
+    """Remove all that is kept, and give it back as `kept` does.
+
+    Raises
+    ------
+    OSError : a file cannot be removed.
+    """
+    found, place = kept(), folder()
+    for artifact in [*found, *(_files(place, _PART) if place else ())]:
+        artifact.path.unlink(missing_ok=True)
+    return found
+
+
+def _is_safe(path: Path, status: os.stat_result) -> bool:
+    """Whether a file or folder is this user's and no one else may write there."""
+    if status.st_uid != os.geteuid():
+        _warn(f"{path} belongs to another user (uid {status.st_uid}); set GRAPHOPT_CACHE_DIR")
+    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        _warn(f"others may write to {path}; run chmod go-w {path}")
+    else:
+        return True
+    return False
+
+
+def _files(place: Path, suffix: str) -> list[Artifact]:
+    found = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for entry in os.scandir(place):
+            with contextlib.suppress(FileNotFoundError):  # another process removed it
+                if entry.name.endswith(suffix):
+                    status = entry.stat(follow_symlinks=False)
+                    found.append(Artifact(Path(entry.path), status.st_size, status.st_mtime))
+    return found
+
+
+def _bound(place: Path) -> None:
+    """Remove what was not used for longest, and what was never written to its end."""
+    files = sorted(_files(place, _SUFFIX), key=lambda artifact: artifact.used)
+    total, most = sum(artifact.bytes for artifact in files), _most()
+    gone = [artifact for artifact in _files(place, _PART) if artifact.used < time.time() - _LEFT_OVER]
+    for artifact in files:
+        if total <= most:
+            break
+        gone.append(artifact)
+        total -= artifact.bytes
+    for artifact in gone:
+        artifact.path.unlink(missing_ok=True)
+
+
+def _most() -> int:
+    given = os.environ.get("GRAPHOPT_CACHE_BYTES", str(BYTES))
+    try:
+        return int(given)
+    except ValueError:
+        _warn(f"GRAPHOPT_CACHE_BYTES is '{given}', not a number of bytes")
+        return 0
+
+
+def _warn(why: str) -> None:
+    """Say once a process why code is not kept, or not as asked for."""
+    _warned.append(why)
+    if len(_warned) == 1:
+        warnings.warn(f"generated code is not kept: {why}", RuntimeWarning, stacklevel=3)

@@ -1,0 +1,80 @@
+"""What generated code finds in the process that runs it, and what of this machine it depends on. Imports no TVM."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+import torch
+
+CPUINFO = Path("/proc/cpuinfo")
+# Of a processor in CPUINFO: from these LLVM tells its name, and thereby the instructions that it has.
+_CPU_FIELDS = ("vendor_id", "cpu family", "model", "stepping", "flags")
+
+
+def openmp() -> str | None:
+    """Why kernels cannot share torch's threads here, or None: generated code calls OpenMP as GCC does."""
+    if hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+        return None
+    for library in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        return None
+    return "torch comes with no OpenMP library of GCC's interface (libgomp), whose threads kernels share"
+
+
+def address(symbol: str) -> int:
+    """Of a function that generated code calls: of libgomp, the C library, or TVM's runtime.
+
+    Raises
+    ------
+    LookupError : there is none of this name.
+    """
+    openmp()
+    library = ctypes.CDLL(None)
+    if not hasattr(library, symbol):
+        library = _runtime()
+    if not hasattr(library, symbol):
+        raise LookupError(f"generated code calls {symbol}, which no library in this process has")
+    return ctypes.cast(getattr(library, symbol), ctypes.c_void_p).value or 0
+
+
+@cache
+def _runtime() -> ctypes.CDLL:
+    """TVM's runtime: its library alone where it lies as in TVM's wheel, since importing TVM takes a second."""
+    files = _libraries("tvm_ffi", "libtvm_ffi.so"), _libraries("tvm", "libtvm_runtime.so")
+    if not all(file.is_file() for file in files):
+        import tvm  # noqa: F401  # which loads it for all
+
+        return ctypes.CDLL(None)
+    return [ctypes.CDLL(str(file)) for file in files][-1]
+
+
+def _libraries(package: str, name: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    return Path(spec.origin if spec and spec.origin else package).parent / "lib" / name
+
+
+@cache
+def cpu() -> str | None:
+    """What tells a kind of CPU from others; None where the system does not say."""
+    try:
+        first = CPUINFO.read_text().split("\n\n")[0]
+    except OSError:
+        return None
+    fields = [line.partition(":") for line in first.splitlines()]
+    known = {name.strip(): value.strip() for name, _, value in fields}
+    return "\n".join(known[name] for name in _CPU_FIELDS) if known.keys() >= {*_CPU_FIELDS} else None
+
+
+@cache
+def compiler() -> str | None:
+    """What tells a build of TVM, with the LLVM in it, from others; None where it is no wheel's."""
+    try:
+        versions = [importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")]
+        status = _libraries("tvm", "libtvm_compiler.so").stat()
+    except (importlib.metadata.PackageNotFoundError, OSError):
+        return None
+    return " ".join([*versions, str(status.st_size), str(status.st_mtime_ns)])

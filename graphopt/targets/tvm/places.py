@@ -1,0 +1,73 @@
+"""What pointers of kernels show to, and launches: all that a call needs to know of kernels. Imports no TVM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import fx
+
+from ...ir.program import val
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A weight packed in panels of so many outputs: the columns of a linear layer, the channels of a convolution."""
+
+    weight: fx.Node
+    size: int
+
+    def pack(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight's numbers in the order in which the kernel reads them."""
+        return packed(weight, self.size)
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Memory in between two kernels, by number."""
+
+    number: int
+    floats: int
+
+
+Place: TypeAlias = fx.Node | Panels | Scratch
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel by name, and what its pointers show to.
+
+    Attributes
+    ----------
+    computes : nodes whose values the kernel computes, or, where several kernels do so together, the last of them.
+    """
+
+    kernel: str
+    pointers: tuple[Place, ...]
+    computes: tuple[fx.Node, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The kernel's name as users see it."""
+        return self.kernel.removeprefix("graphopt_")
+
+
+def packed(weight: torch.Tensor, columns: int) -> torch.Tensor:
+    """A weight, [N, *K], in panels, [N / columns rounded up, K, columns], with zeros where there is none."""
+    weight = weight.flatten(1)
+    count = -(-weight.shape[0] // columns)
+    whole = torch.zeros(count * columns, weight.shape[1], dtype=weight.dtype)
+    whole[: weight.shape[0]] = weight
+    return whole.view(count, columns, weight.shape[1]).transpose(1, 2).contiguous()
+
+
+def size_of(place: Place) -> int:
+    """Bytes that a place takes."""
+    if isinstance(place, Panels):
+        return 4 * int(val(place.weight).numel())
+    if isinstance(place, Scratch):
+        return 4 * place.floats
+    value = val(place)
+    span = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return int(4 * span)

@@ -1,0 +1,42 @@
+"""``graphopt cache``: what is kept of generated code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from graphopt.targets.tvm import artifacts
+from tests.cli.conftest import Run, parsed
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With two entries."""
+    monkeypatch.setenv("GRAPHOPT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("GRAPHOPT_CACHE", raising=False)
+    for key in "ab":
+        artifacts.write(key, bytes(468))
+    return tmp_path / "cache"
+
+
+def test_shown_and_cleared(folder: Path, run: Run) -> None:
+    assert run("cache").stdout.replace("\n", "") == f"{folder}: code of 2 stages, 1 kB"
+    data = {"folder": str(folder), "cleared": False, "entries": 2, "bytes": 1000}
+    assert parsed(run("cache", "--json")) == data
+    assert parsed(run("cache", "clear", "--json")) == {**data, "cleared": True}
+    assert list(folder.iterdir()) == []
+    assert run("cache", "clear").stdout.replace("\n", "") == f"{folder}: removed code of 0 stages, 0 B"
+
+
+def test_switched_off(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHOPT_CACHE", "0")
+    assert "Generated code is not kept" in run("cache").stdout
+    assert parsed(run("cache", "--json"))["folder"] is None
+
+
+def test_mistakes(run: Run) -> None:
+    result = run("cache", "cler")
+    assert result.exit_code == 2
+    for word in ("there is nothing to do named 'cler'", "clear"):
+        assert word in result.stderr
