@@ -15,8 +15,9 @@ pytest.importorskip("tvm")
 from tvm import tirx
 
 import graphopt
-from graphopt.targets.tvm.build import Call, Library, openmp
+from graphopt.targets.tvm.build import Call, Library
 from graphopt.targets.tvm.emit import Buffer, Emitter, Expr, kernel
+from graphopt.targets.tvm.host import openmp
 from graphopt.targets.tvm.isa import detect
 
 _TASKS = 256
