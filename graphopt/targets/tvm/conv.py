@@ -17,9 +17,8 @@ from tvm import tirx
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
-from .tile import TERMS, in_runs
+from .tile import TERMS, in_runs, task_of
 
-_TASK = 1 << 22  # multiplications of a task
 _INPUT = 1 << 16  # numbers of the input that the tiles of a task read: half of the second cache
 
 
@@ -204,7 +203,7 @@ def convolution(
     arguments : dtypes of the pointers; the last two show to the input and to the weight.
     finish : takes sums: batch, output channel, row, first column, the sums and the lanes; writes what becomes of them.
     """
-    cut = _Cut(isa, channels, outputs, *source.pixels, len(source.taps))
+    cut = _Cut(isa, batch, channels, outputs, *source.pixels, len(source.taps))
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         _Convolution(emitter, buffers, cut, source, finish).run(task)
@@ -223,6 +222,7 @@ class _Cut:
     """
 
     isa: Isa
+    batch: int
     channels: int
     outputs: int
     rows: int
@@ -262,14 +262,18 @@ class _Cut:
     @property
     def along(self) -> int:
         """Tiles next to each other in a task: those whose input stays in the cache."""
-        return max(1, min(self.wide, _INPUT // (self.channels * self.vectors * self.isa.lanes)))
+        return max(1, min(self.wide, _INPUT // (self.channels * self.vectors * self.isa.lanes), self.most))
 
     @property
     def deep(self) -> int:
         """Tiles of output channels in a task."""
-        terms = self.channels * self.taps
-        tile = terms * self.height * self.vectors * self.isa.lanes
-        return max(1, min(self.high, _TASK // (tile * self.along)))
+        return max(1, min(self.high, self.most // self.along))
+
+    @property
+    def most(self) -> int:
+        """Tiles in a task, by their work."""
+        tile = self.channels * self.taps * self.height * self.vectors * self.isa.lanes
+        return task_of(self.batch * self.high * self.wide * tile) // tile
 
     @property
     def right(self) -> int:

@@ -16,8 +16,7 @@ from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .operators import unflattened
 from .reading import Element, Lanes, Layout, Leaf, Reader, Tree, lanes_of, leaves, substituted, vector_of
-
-_TASK = 1 << 14  # elements of a task: some ten microseconds of work
+from .tile import elements_of
 
 
 class Nest:
@@ -103,10 +102,11 @@ def pointwise(
     reads = list(dict.fromkeys(leaf.node for leaf in leaves(element)))
     total = math.prod(nest.sizes)
     inner = nest.sizes[-1] if nest.sizes else 1
-    chunk = min(inner, _TASK)
+    most = elements_of(total)
+    chunk = min(inner, most)
     chunks = -(-inner // chunk)
     rows = total // inner if total else 0
-    together = max(1, _TASK // chunk) if chunks == 1 else 1
+    together = max(1, most // chunk) if chunks == 1 else 1
     tasks = -(-rows // together) * chunks if total else 0
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:

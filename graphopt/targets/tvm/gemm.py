@@ -16,10 +16,9 @@ from tvm import tirx
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
-from .tile import TERMS, in_runs, tile
+from .tile import TERMS, in_runs, task_of, tile
 
 _HEAP = 512  # numbers that TVM no longer puts on the stack, where LLVM would take all of them for one wide value
-_TASK = 1 << 22  # multiplications of a task: some hundred microseconds of work
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,9 @@ def linear(
     form = tiles(isa, product.rows, product.columns)
     panels = -(-product.columns // form.columns)
     work = product.terms * form.columns
-    height = max(1, min(-(-product.rows // form.rows), _TASK // (work * form.rows)))  # tiles of a task, in rows
-    width = max(1, min(panels, _TASK // (work * form.rows * height)))  # and in panels
+    most = task_of(product.rows * product.columns * product.terms) // (work * form.rows)
+    height = max(1, min(-(-product.rows // form.rows), most))  # tiles of a task, in rows
+    width = max(1, min(panels, most // height))  # and in panels
     down, across = -(-product.rows // (height * form.rows)), -(-panels // width)
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:

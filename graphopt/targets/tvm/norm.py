@@ -8,8 +8,7 @@ from typing import TypeAlias
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
-
-_TASK = 1 << 14  # elements of a task
+from .tile import elements_of
 
 # Row, column, lanes → the elements there.
 Read: TypeAlias = Callable[[Emitter, Sequence[Buffer], Expr, Expr, Lanes | None], Expr]
@@ -58,7 +57,7 @@ def _over_rows(
     name: str, isa: Isa, rows: int, size: int, arguments: Sequence[str], read: Read, after: Callable[..., None]
 ) -> Kernel:
     """A kernel that reads each row into memory of its own and hands it to `after`."""
-    together = max(1, _TASK // max(size, 1))
+    together = max(1, elements_of(rows * size) // max(size, 1))
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         first = task * together

@@ -20,10 +20,8 @@ from ...ir.winograd import FILTER, Matrix, transforms
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
-from .tile import TERMS, in_runs, tile
+from .tile import TERMS, elements_of, in_runs, task_of, tile
 
-_TASK = 1 << 22  # multiplications of a task
-_ELEMENTS = 1 << 15  # elements that a task transforms
 _SUMS = 1 << 15  # sums that a task keeps: a quarter of the second cache
 
 # Batch, channel, row, column, lanes → elements of the input.
@@ -116,8 +114,9 @@ def transform(name: str, shape: Shape, arguments: Sequence[str], read: Read) -> 
     A task takes some channels of some rows of tiles.
     """
     rows, area = shape.batch * shape.down, shape.across * shape.size * shape.edge
-    channels = max(1, min(shape.channels, _ELEMENTS // (area * rows)))
-    high = max(1, min(rows, _ELEMENTS // area))
+    most = elements_of(shape.channels * rows * area)
+    channels = max(1, min(shape.channels, most // (area * rows)))
+    high = max(1, min(rows, most // area))
     groups = ceil(shape.channels / channels)
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
@@ -200,7 +199,7 @@ def product(name: str, shape: Shape, arguments: Sequence[str], finish: Finish) -
     high = ceil(shape.outputs / shape.height)
     sums = shape.points * shape.height * shape.block
     work = sums * shape.channels
-    deep = max(1, min(high, _SUMS * 2 // sums, _TASK * 4 // work))
+    deep = max(1, min(high, _SUMS // sums, task_of(shape.blocks * high * work) // work))
     down = ceil(high / deep)
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
