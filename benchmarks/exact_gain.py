@@ -8,10 +8,10 @@
 Contenders are diffusers pipelines with the same weights: the original; a *ladder* of pipelines of passes on the eager
 target, each of which adds to the one before; the exact pipeline *without* one pass, for each pass that fires; and what
 users get of them: target ``("eager",)``, which keeps the original where that is faster (code that is generated is not
-part of this: see `benchmarks.cpu_step`). All run in one process, interleaved: a round is one image of every contender, in random
-order, from the same noise and prompt, and every round has other ones. A step is timed from one turn of the sampling
-loop to the next, with scheduler and guidance, the first step left out (it computes what the request keeps). Intervals
-are 95 % bootstrap intervals of the median of the round-by-round ratio; rounds are as many as fit into the time.
+part of this: see `benchmarks.cpu_step`). All run in one process, interleaved: a round is one image of every contender,
+in random order, from the same noise and prompt, and every round has other ones. A step is timed from one turn of the
+sampling loop to the next, with scheduler and guidance, the first step left out (it computes what the request keeps).
+Intervals are 95 % bootstrap intervals of the median of the round-by-round ratio; rounds are as many as time allows.
 
 The ladder starts with the captured graph itself (no passes), then places what need not run at every step, then cleans
 up; passes in between are added one by one, those that never fire with the next one that does. The placing passes stay
