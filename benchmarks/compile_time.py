@@ -4,10 +4,9 @@
     python -m benchmarks.compile_time --blocks 4 8 16 28               growth: DiTs of so many blocks
     python -m benchmarks.compile_time --contenders tvm,torch.compile   needs g++
 
-Every figure is of a process of its own, and of its parts: capture, passes, code of the step (read; or generated, with the
-import of TVM), and the rest, most of it the first two calls: the module's own, with which the compiled one is compared,
-and the compiled one, which packs weights. torch.compile freezes weights; its caches are a folder that is empty at first,
-too.
+Every figure is of a process of its own, and of its parts: capture, passes, code of the step (read; or generated, with
+the import of TVM), and the rest, most of it the first two calls: the module's own, with which the compiled one is
+compared, and the compiled one, which packs weights. torch.compile freezes weights; its caches start empty, too.
 """
 
 from __future__ import annotations
