@@ -6,8 +6,7 @@
 
 Every figure is of a process of its own, and of its parts: capture, passes, code of the step (read; or generated, with
 the import of TVM), and the rest, most of it the first two calls: the module's own, with which the compiled one is
-compared, and the compiled one, which packs weights. torch.compile freezes weights; its caches are a folder that is
-empty at first, too.
+compared, and the compiled one, which packs weights. torch.compile freezes weights; its caches start empty, too.
 """
 
 from __future__ import annotations
