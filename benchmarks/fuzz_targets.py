@@ -3,9 +3,10 @@
     python -m benchmarks.fuzz_targets --target tvm --graphs 5000 --seed 0 --processes 2      (20 minutes to an hour)
     python -m benchmarks.fuzz_targets --only 1234                                            one seed of it
 
-A seed names a graph (`graphopt.testing.random_graph`), whether the pipeline that suits the target rewrites it first
-(one in four), and the numbers that go in. `check` says what is checked. The run goes on where it stopped, and each
-failure leaves the smallest graph that still fails in ``--cases``, as with `benchmarks.fuzz`.
+A seed names a graph (`graphopt.testing.random_graph`; every second one is of the wider kind), whether the pipeline that
+suits the target rewrites it first (one in four), and the numbers that go in. `check` says what is checked. The run goes
+on where it stopped, and each failure leaves the smallest graph that still fails in ``--cases``, as with
+`benchmarks.fuzz`.
 """
 
 from __future__ import annotations
@@ -135,7 +136,8 @@ def case(seed: int, target: Target) -> Program:
     """The graph of a seed, of 10 to 20 operations."""
     chance = random.Random(seed)
     size, related = 10 + chance.randrange(11), chance.randrange(3) == 0
-    program = random_graph(chance.randrange, size, symbolic=False, related=related)
+    wider = chance.randrange(2) == 0
+    program = random_graph(chance.randrange, size, symbolic=False, related=related, wider=wider)
     return run_pipeline(PIPELINES[target.pipeline], program) if chance.randrange(4) == 0 else program
 
 

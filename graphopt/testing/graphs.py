@@ -10,6 +10,7 @@ from graphopt.ir.program import Program
 from graphopt.ir.relations import Constant, Paired, Relation, Repeated, Unchanged, specialise
 from graphopt.testing.blocks import BLOCKS, INPUTS
 from graphopt.testing.growing import Grower, inputs
+from graphopt.testing.wider import WIDER_BLOCKS, WIDER_INPUTS
 
 _BATCHED = ("x", "image", "sigma", "prompt", "pooled")
 _ATTEMPTS = 4  # blocks tried per operation asked for: some do not fit
@@ -21,6 +22,7 @@ def random_graph(
     *,
     symbolic: bool = False,
     related: bool = False,
+    wider: bool = False,
 ) -> Program:
     """A valid Program of about `size` operations of the kinds that diffusion models are made of.
 
@@ -36,6 +38,7 @@ def random_graph(
     symbolic : batch and sequence length are known only when the Program runs, as dynamic dimensions of `torch.export`.
     related : the Program has relations in front, as `graphopt.ir.relations.specialise` puts them there: a batch of
         equal halves, channels that stay the same from call to call, a state that does; calls that share state and time.
+    wider : operators that few models have come in, too: other convolutions, products of computed factors, choices.
 
     >>> program = random_graph(3, size=8)
     >>> len(list(program.calls())) >= 8
@@ -45,24 +48,29 @@ def random_graph(
     """
     if isinstance(choose, int):
         choose = random.Random(choose).randrange
-    grower = begin(choose, symbolic=symbolic)
+    grower = begin(choose, symbolic=symbolic, wider=wider)
+    blocks = BLOCKS + WIDER_BLOCKS if wider else BLOCKS
     for _ in range(size * _ATTEMPTS):
         if grower.count >= size:
             break
-        grower.grow(BLOCKS[choose(len(BLOCKS))])
+        grower.grow(blocks[choose(len(blocks))])
     return end(grower, related=related)
 
 
-def begin(choose: Callable[[int], int], *, symbolic: bool = False) -> Grower:
+def begin(choose: Callable[[int], int], *, symbolic: bool = False, wider: bool = False) -> Grower:
     """A grower with inputs of all roles and no operations yet."""
     if symbolic:  # sizes that nothing else has
-        return Grower(choose, inputs(INPUTS, {"B": 11, "T": 13}, frozenset("BT")))
-    return Grower(choose, _static((2, 4, 1)[choose(3)]).copy())
+        return Grower(choose, inputs(_table(wider), {"B": 11, "T": 13}, frozenset("BT")))
+    return Grower(choose, _static((2, 4, 1)[choose(3)], wider).copy())
 
 
 @cache
-def _static(batch: int) -> Program:
-    return inputs(INPUTS, {"B": batch, "T": 6})
+def _static(batch: int, wider: bool) -> Program:
+    return inputs(_table(wider), {"B": batch, "T": 6})
+
+
+def _table(wider: bool) -> dict[str, str]:
+    return INPUTS | WIDER_INPUTS if wider else INPUTS
 
 
 def end(grower: Grower, *, related: bool = False) -> Program:

@@ -12,10 +12,11 @@ from tvm import tirx
 from tvm.sym import Analyzer, detect_linear_equation
 
 from ...ir.program import val
-from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
+from .emit import Buffer, Emitter, Expr, Kernel, at_most, dtype_of, kernel
 from .isa import Isa
-from .operators import unflattened
+from .operators import STORED, unflattened
 from .reading import Element, Lanes, Layout, Leaf, Reader, Tree, lanes_of, leaves, substituted, vector_of
+from .reading import reads as reads_of
 from .tile import elements_of
 
 
@@ -99,7 +100,7 @@ def pointwise(
     tree = Tree(layout, nest.analyzer)
     element = tree.of(source, nest.index)
     nest.merge(element)
-    reads = list(dict.fromkeys(leaf.node for leaf in leaves(element)))
+    reads = reads_of(element)
     total = math.prod(nest.sizes)
     inner = nest.sizes[-1] if nest.sizes else 1
     most = elements_of(total)
@@ -140,11 +141,29 @@ def pointwise(
                 with emitter.loop(rest, "rest") as place:
                     write(start + whole * lanes + place, 1)
 
-    return kernel(name, isa, ["float32"] * (len(reads) + 1), tasks, body), reads
+    return kernel(name, isa, [STORED[val(entry).dtype] for entry in (*reads, node)], tasks, body), reads
+
+
+def filled(name: str, isa: Isa, count: int, dtype: str, value: float) -> Kernel:
+    """A kernel that writes one number to so many elements."""
+    most = elements_of(count)
+
+    def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
+        start, lanes = emitter.let(task * most), isa.lanes
+        number = tirx.const(int(value) if dtype != "float32" else value, dtype)
+        with emitter.loop(tirx.floordiv(at_most(most, count, start), lanes), "vector") as vector:
+            emitter.store(buffers[0], start + vector * lanes, emitter.spread(number, lanes))
+        if rest := count % lanes:
+            with emitter.when(task * most + most >= count), emitter.loop(rest, "rest") as place:
+                emitter.store(buffers[0], count - rest + place, number)
+
+    return kernel(name, isa, [dtype], -(-count // most), body)
 
 
 def store(emitter: Emitter, buffer: Buffer, offset: Expr, value: Expr, lanes: Lanes | None) -> None:
     """A value to where an offset points that depends on the lanes, however."""
+    if str(buffer.dtype) != dtype_of(value):
+        value = emitter.cast(value, str(buffer.dtype))
     if lanes is None:
         emitter.store(buffer, offset, value)
         return

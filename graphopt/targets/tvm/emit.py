@@ -149,9 +149,24 @@ class Emitter:
         value = self.number(value) if isinstance(value, int | float) else value
         return value if lanes == 1 or lanes_of(value) == lanes else tirx.Broadcast(value, lanes)
 
-    def number(self, value: float) -> Expr:
-        """A float32 constant."""
-        return tirx.FloatImm("float32", value)
+    def number(self, value: float, like: Expr | None = None) -> Expr:
+        """A constant: float32, or of the dtype of another value."""
+        return tirx.FloatImm("float32", value) if like is None else tirx.const(value, dtype_of(like))
+
+    def cast(self, value: Expr, dtype: str) -> Expr:
+        """Numbers of another dtype. ``bool`` is float32 too: 1 where a number is not 0, and 0 where it is.
+
+        (A vector of truth values has no name in TVM 0.27: its analyzer fails on those of integers.)
+        """
+        own, lanes = dtype_of(value), lanes_of(value)
+        if dtype == "bool":
+            return self.truth(tirx.NE(value, self.spread(tirx.const(0, own), lanes)))
+        return value if own == dtype else tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
+
+    def truth(self, condition: Expr) -> Expr:
+        """1 where a condition holds, and 0 elsewhere."""
+        lanes = lanes_of(condition)
+        return tirx.Select(condition, self.spread(1.0, lanes), self.spread(0.0, lanes))
 
     def call(self, function: str, *values: Expr) -> Expr:
         """A function of `vectormath` over float32 numbers or vectors of equal lanes."""
@@ -240,6 +255,11 @@ def at_most(count: int, size: int, start: Expr) -> Any:
 def lanes_of(value: Expr) -> int:
     """Lanes of an expression; 1 of a number."""
     return int(value.ty.dtype.lanes)
+
+
+def dtype_of(value: Expr) -> str:
+    """The dtype of an expression's lanes."""
+    return str(value.ty.dtype).partition("x")[0]
 
 
 def pointer_to(dtype: str) -> Any:

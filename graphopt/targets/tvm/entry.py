@@ -22,7 +22,7 @@ from ...ir.program import val
 from . import host
 from .image import Image
 from .isa import Isa
-from .places import Launch, Panels, Place, Scratch
+from .places import Launch, Panels, Place, Scratch, Turned
 from .steps import Kernels, Steps, Torch
 
 _PACKAGE = Path(__file__).parents[2]
@@ -99,7 +99,7 @@ def written(steps: Steps, image: Image, graph: fx.Graph) -> bytes:
 
     def place(value: Place) -> Any:
         if isinstance(value, Panels):
-            return {"weight": at[value.weight], "size": value.size}
+            return {"weight": at[value.weight], "size": value.size, "turned": isinstance(value, Turned)}
         return {"scratch": value.number, "floats": value.floats} if isinstance(value, Scratch) else at[value]
 
     def nodes(values: Sequence[fx.Node]) -> list[int]:
@@ -140,7 +140,7 @@ def read(entry: bytes, graph: fx.Graph) -> tuple[Steps, Image]:
             found: fx.Node = nodes[value]
             return found
         if "weight" in value:
-            return Panels(nodes[value["weight"]], value["size"])
+            return (Turned if value["turned"] else Panels)(nodes[value["weight"]], value["size"])
         return Scratch(value["scratch"], value["floats"])
 
     made = Steps(

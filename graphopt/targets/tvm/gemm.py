@@ -57,11 +57,17 @@ def tiles(isa: Isa, rows: int, columns: int) -> Tiles:
 
 @dataclass(frozen=True)
 class Product:
-    """Sizes of a matrix multiplication: rows of x, columns of the weight's transpose, terms of a sum."""
+    """Sizes of a matrix multiplication: rows of x, columns of the weight's transpose, terms of a sum.
+
+    Attributes
+    ----------
+    batch : how many multiplications there are, each of its own rows and panels, one after the other in memory.
+    """
 
     rows: int
     columns: int
     terms: int
+    batch: int = 1
 
 
 def linear(
@@ -83,12 +89,14 @@ def linear(
     form = tiles(isa, product.rows, product.columns)
     panels = -(-product.columns // form.columns)
     work = product.terms * form.columns
-    most = task_of(product.rows * product.columns * product.terms) // (work * form.rows)
+    most = task_of(product.batch * product.rows * product.columns * product.terms) // (work * form.rows)
     height = max(1, min(-(-product.rows // form.rows), most))  # tiles of a task, in rows
     width = max(1, min(panels, most // height))  # and in panels
     down, across = -(-product.rows // (height * form.rows)), -(-panels // width)
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
+        item = emitter.let(tirx.floordiv(task, down * across), "item") if product.batch > 1 else tirx.const(0, "int32")
+        task = emitter.let(tirx.floormod(task, down * across), "task") if product.batch > 1 else task
         top = emitter.let(tirx.floormod(task, down) * (height * form.rows), "top")
         left = emitter.let(tirx.floordiv(task, down) * width, "left")
         block = emitter.scratch(max(form.rows * form.columns, _HEAP), name="block")
@@ -98,12 +106,46 @@ def linear(
             rest = product.rows % form.rows
             if product.rows >= form.rows:
                 with emitter.when(first + form.rows <= product.rows):
-                    _tile(emitter, buffers, block, form, product, form.rows, first, column, row, finish)
+                    _tile(emitter, buffers, block, form, product, form.rows, item, first, column, row, finish)
             if rest:
                 with emitter.when(tirx.And(first + form.rows > product.rows, first < product.rows)):
-                    _tile(emitter, buffers, block, form, product, rest, first, column, row, finish)
+                    _tile(emitter, buffers, block, form, product, rest, item, first, column, row, finish)
 
-    return kernel(name, isa, arguments, down * across, body)
+    return kernel(name, isa, arguments, product.batch * down * across, body)
+
+
+def pack(
+    name: str,
+    isa: Isa,
+    product: Product,
+    columns: int,
+    arguments: Sequence[str],
+    read: Callable[[Emitter, Sequence[Buffer], Expr, Expr, Expr, Lanes | None], Expr],
+) -> Kernel:
+    """A kernel that writes panels of so many columns to where its last pointer shows: what `packed` does to a weight.
+
+    Parameters
+    ----------
+    read : elements of the factor: of which multiplication, term, column, lanes.
+    """
+    panels, lanes = -(-product.columns // columns), isa.lanes
+
+    def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
+        item, panel = emitter.let(tirx.floordiv(task, panels)), emitter.let(tirx.floormod(task, panels))
+        with emitter.loop(product.terms, "term") as term, emitter.loop(columns // lanes, "vector") as vector:
+            into = emitter.let((task * product.terms + term) * columns + vector * lanes, "into")
+            column = emitter.let(panel * columns + vector * lanes, "column")
+            with emitter.when(column + lanes <= product.columns):
+                emitter.store(buffers[-1], into, read(emitter, buffers, item, term, column, vector_of(emitter, lanes)))
+            if product.columns % columns:
+                with emitter.when(column + lanes > product.columns):
+                    emitter.store(buffers[-1], into, emitter.spread(0.0, lanes))
+                    if rest := product.columns % lanes:
+                        with emitter.when(column < product.columns), emitter.loop(rest, "rest") as place:
+                            value = read(emitter, buffers, item, term, column + place, None)
+                            emitter.store(buffers[-1], into + place, value)
+
+    return kernel(name, isa, arguments, product.batch * panels, body)
 
 
 def _tile(
@@ -113,6 +155,7 @@ def _tile(
     form: Tiles,
     product: Product,
     rows: int,
+    item: Expr,
     first: Expr,
     column: Expr,
     row: Callable[[Emitter, Sequence[Buffer], Expr], tuple[Buffer, Expr]],
@@ -120,9 +163,11 @@ def _tile(
 ) -> None:
     """One tile: its sums in registers, then what follows, row by row."""
     lanes, columns, panels = form.lanes, form.columns, buffers[-1]
-    sources = [row(emitter, buffers, first + number) for number in range(rows)]
+    whole = -(-product.columns // columns) * columns
+    top = emitter.let(item * product.rows + first, "top") if product.batch > 1 else first
+    sources = [row(emitter, buffers, top + number) for number in range(rows)]
     offsets = [emitter.let(offset, "x") for _, offset in sources]
-    base = emitter.let(column * product.terms, "panel")
+    base = emitter.let((item * whole + column) * product.terms, "panel")
 
     def add(start: Expr, count: int, fresh: bool) -> None:
         """Out of the registers into memory that can be indexed by a loop: what follows is code of its own size."""
@@ -145,9 +190,9 @@ def _tile(
         place = number * columns + vector * lanes
         lane = vector_of(emitter, lanes)
         with emitter.when(at + lanes <= product.columns):
-            finish(emitter, buffers, first + number, at, emitter.let(emitter.load(block, place, lanes)), lane)
+            finish(emitter, buffers, top + number, at, emitter.let(emitter.load(block, place, lanes)), lane)
         if rest:
             end = tirx.And(at + lanes > product.columns, at < product.columns)
             with emitter.when(end), emitter.loop(rest, "rest") as extra:
                 value = emitter.let(emitter.load(block, place + extra))
-                finish(emitter, buffers, first + number, at + extra, value, None)
+                finish(emitter, buffers, top + number, at + extra, value, None)

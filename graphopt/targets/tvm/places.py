@@ -24,6 +24,14 @@ class Panels:
 
 
 @dataclass(frozen=True)
+class Turned(Panels):
+    """The weight of a transposed convolution: inputs and outputs changed places, and the filter turned around."""
+
+    def pack(self, weight: torch.Tensor) -> torch.Tensor:
+        return packed(weight.transpose(0, 1).flip(2, 3), self.size)
+
+
+@dataclass(frozen=True)
 class Scratch:
     """Memory in between two kernels, by number."""
 
@@ -70,4 +78,4 @@ def size_of(place: Place) -> int:
         return 4 * place.floats
     value = val(place)
     span = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
-    return int(4 * span)
+    return int(value.element_size() * span)

@@ -7,7 +7,7 @@ its own size, are computed there. Views are resolved where they are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,21 @@ from torch import fx
 
 from ...ir import winograd
 from ...ir.program import bind, val
-from .operators import SPLITS, VIEWS, is_float, is_pointwise, view_source
+from .contraction import contraction
+from .operators import (
+    KEEPING,
+    LOOKUPS,
+    POSITIONS,
+    SAMPLED,
+    SPLITS,
+    VIEWS,
+    is_float,
+    is_pointwise,
+    is_tensor,
+    padding_mode,
+    pads,
+    view_source,
+)
 
 aten = torch.ops.aten
 
@@ -27,7 +41,7 @@ class Group:
 
     Attributes
     ----------
-    kind : linear, layer_norm, rms_norm, softmax, attention, cat, or pointwise, where anchor and result are one.
+    kind : one of `_KINDS` or `_JOINING`, or pointwise, where anchor and result are one.
     chain : pointwise operations and reshapes from the anchor, excluded, to the result.
     """
 
@@ -66,15 +80,16 @@ class Plan:
 def plan(graph: fx.Graph) -> Plan:
     """Group a stage's graph."""
     kinds = {node: kind for node in graph.nodes if (kind := kind_of(node))}
+    mixed = _mixed(graph, kinds)
     order = {node: place for place, node in enumerate(graph.nodes)}
     chains: dict[fx.Node, tuple[fx.Node, ...]] = {}
     claimed: dict[fx.Node, fx.Node] = {}  # node of a chain → its anchor
     for node in reversed(list(graph.nodes)):
         if kinds.get(node) in _FUSING:
-            chains[node] = tuple(_chain(node, kinds, claimed))
+            chains[node] = tuple(_chain(node, kinds, claimed, mixed))
             claimed.update(dict.fromkeys(chains[node], node))
     found = Plan()
-    inlined = {node for node in kinds if _goes_along(node, kinds, claimed)}
+    inlined = {node for node in kinds if _goes_along(node, kinds, claimed, mixed)}
     for node in graph.nodes:
         if node.op in ("placeholder", "get_attr"):
             found.memory.add(node)
@@ -94,52 +109,103 @@ def plan(graph: fx.Graph) -> Plan:
 # -- kinds -----------------------------------------------------------------------------------------------------------
 
 _IN_ROWS = ("linear", "layer_norm", "rms_norm", "softmax")  # written row by row, whatever the leading dimensions
-_FUSING = (*_IN_ROWS, "conv2d", "winograd", "group_norm")
+_FUSING = (
+    *(*_IN_ROWS, "conv2d", "winograd", "group_norm", "convolution", "grouped_convolution", "transposed_convolution"),
+    *("contraction", "reduction", "softmax_across", "layer_norm_of_blocks"),
+)
 
 
 def kind_of(node: fx.Node) -> str | None:
     """The kind of group that a node is the anchor of, if any."""
-    if node.op != "call_function" or node.target in VIEWS:
+    if node.op != "call_function" or view_source(node) is not None or node.target in SPLITS:
         return None
-    if not is_float(val(node)) or not val(node).numel():
+    if not is_tensor(val(node)) or not val(node).numel():
         return None
     if is_pointwise(node):
         return "pointwise"
-    rule = _KINDS.get(node.target)
+    if node.target in _JOINING:
+        return _JOINING[node.target] if _joined(bind(node)) else None
+    rule = _KINDS.get(node.target) if is_float(val(node)) else None
     if rule is None:
         return None
     name, fits = rule
-    return name if fits(node, bind(node)) else None
+    found = fits(node, bind(node))
+    return found if isinstance(found, str) else name if found else None
 
 
 def _floats(*values: Any) -> bool:
     return all(value is None or (isinstance(value, fx.Node) and is_float(val(value))) for value in values)
 
 
-def _linear(node: fx.Node, bound: dict[str, Any]) -> bool:
+def _linear(node: fx.Node, bound: dict[str, Any]) -> bool | str:
     weight = bound["weight"]
     if not _floats(bound["input"], weight, bound["bias"]) or val(weight).ndim != 2 or not val(weight).numel():
         return False
-    return weight.op in ("placeholder", "get_attr") and val(bound["input"]).ndim > 0
+    if not val(bound["input"]).ndim:
+        return False
+    return True if weight.op in ("placeholder", "get_attr") else "contraction"
+
+
+def _contraction(node: fx.Node, bound: dict[str, Any]) -> bool:
+    found = contraction(node)
+    return found is not None and _floats(found.left, found.right, found.bias) and found.terms > 0
 
 
 def _last_alone(bound: dict[str, Any]) -> bool:
     return len(bound["normalized_shape"]) == 1
 
 
-def _layer_norm(node: fx.Node, bound: dict[str, Any]) -> bool:
-    return _floats(bound["input"], bound["weight"], bound["bias"]) and _last_alone(bound)
+def _layer_norm(node: fx.Node, bound: dict[str, Any]) -> bool | str:
+    if not _floats(bound["input"], bound["weight"], bound["bias"]):
+        return False
+    return True if _last_alone(bound) else "layer_norm_of_blocks"
 
 
 def _rms_norm(node: fx.Node, bound: dict[str, Any]) -> bool:
     return _floats(bound["input"], bound["weight"]) and _last_alone(bound)
 
 
-def _conv2d(node: fx.Node, bound: dict[str, Any]) -> bool:
+def _conv2d(node: fx.Node, bound: dict[str, Any]) -> bool | str:
+    if not _convolves(bound, 2):
+        return False
+    return True if bound["groups"] == 1 else "grouped_convolution"
+
+
+def _convolution(node: fx.Node, bound: dict[str, Any]) -> bool | str:
+    """Of one or three dimensions."""
+    if not _convolves(bound, 1 if node.target is aten.conv1d.default else 3):
+        return False
+    return True if bound["groups"] == 1 else "grouped_convolution"
+
+
+def _convolves(bound: dict[str, Any], dims: int) -> bool:
     weight = bound["weight"]
     if not _floats(bound["input"], weight, bound["bias"]) or weight.op not in ("placeholder", "get_attr"):
         return False
-    return bool(bound["groups"] == 1 and val(bound["input"]).ndim == 4 and val(weight).numel())
+    return bool(val(bound["input"]).ndim == 2 + dims and val(weight).numel())
+
+
+def _transposed(node: fx.Node, bound: dict[str, Any]) -> bool:
+    if bound["groups"] != 1 or not _convolves(bound, 2):
+        return False
+    sizes = val(bound["weight"]).shape[2:]
+    options = (bound[name] for name in ("padding", "dilation"))
+    return all(
+        padding <= dilation * (size - 1) for padding, dilation, size in zip(*map(_both, options), sizes, strict=True)
+    )
+
+
+def _both(option: Sequence[int]) -> tuple[int, int]:
+    return option[0], option[-1]
+
+
+def _reduction(node: fx.Node, bound: dict[str, Any]) -> bool:
+    return _floats(bound["self"]) and val(bound["self"]).numel() > 0 and bound.get("ord", 2) == 2
+
+
+def _pad(node: fx.Node, bound: dict[str, Any]) -> bool:
+    constant = padding_mode(node) == "constant" and all(min(pair) >= 0 for pair in pads(node).values())
+    return constant and _floats(bound["self"]) and not isinstance(bound["value"], fx.Node)
 
 
 def _winograd(node: fx.Node, bound: dict[str, Any]) -> bool:
@@ -150,12 +216,20 @@ def _group_norm(node: fx.Node, bound: dict[str, Any]) -> bool:
     return _floats(bound["input"], bound["weight"], bound["bias"]) and val(node).ndim > 1
 
 
-def _softmax(node: fx.Node, bound: dict[str, Any]) -> bool:
-    return _floats(bound["self"]) and val(node).ndim > 0 and bound["dim"] % val(node).ndim == val(node).ndim - 1
+def _scatter(node: fx.Node, bound: dict[str, Any]) -> bool:
+    return _floats(bound["self"], bound["src"])
 
 
-def _cat(node: fx.Node, bound: dict[str, Any]) -> bool:
-    return _floats(*bound["tensors"]) and all(val(part).ndim == val(node).ndim for part in bound["tensors"])
+def _softmax(node: fx.Node, bound: dict[str, Any]) -> bool | str:
+    if not _floats(bound["self"]) or not val(node).ndim:
+        return False
+    return True if bound["dim"] % val(node).ndim == val(node).ndim - 1 else "softmax_across"
+
+
+def _joined(bound: dict[str, Any]) -> bool:
+    """Whether parts are all of one dtype, and of as many dimensions: torch takes empty ones of one dimension."""
+    values = [val(part) for part in bound["tensors"]]
+    return all(is_tensor(value) for value in values) and len({(value.dtype, value.ndim) for value in values}) == 1
 
 
 def _attention(node: fx.Node, bound: dict[str, Any]) -> bool:
@@ -164,11 +238,17 @@ def _attention(node: fx.Node, bound: dict[str, Any]) -> bool:
         return False
     if not all(val(value).numel() for value in values):
         return False
-    shapes = [val(value).shape for value in values]
-    if any(len(shape) != 4 for shape in shapes) or len({tuple(shape[:2]) for shape in shapes}) != 1:
+    query, key, value = (val(value).shape for value in values)
+    if len(query) not in (3, 4) or key[:-1] != value[:-1] or query[:-3] != key[:-3] or len(query) != len(key):
+        return False
+    grouped = len(query) == 4 and bound.get("enable_gqa") and query[1] % key[1] == 0
+    if query[-3] != key[-3] and not grouped:
         return False
     mask = bound["attn_mask"]
-    return mask is None or (_floats(mask) and val(mask).ndim == 4 and not bound["is_causal"])
+    if mask is None:
+        return True
+    known = is_tensor(val(mask)) and val(mask).dtype in (torch.float32, torch.bool)
+    return known and 2 <= val(mask).ndim <= len(query) and not bound["is_causal"]
 
 
 _KINDS: dict[Any, tuple[str, Any]] = {
@@ -180,22 +260,63 @@ _KINDS: dict[Any, tuple[str, Any]] = {
     aten.rms_norm.default: ("rms_norm", _rms_norm),
     aten.softmax.int: ("softmax", _softmax),
     aten._softmax.default: ("softmax", _softmax),
-    aten.cat.default: ("cat", _cat),
+    aten.pad.default: ("pad", _pad),
+    aten.constant_pad_nd.default: ("pad", _pad),
+    aten.slice_scatter.default: ("scatter", _scatter),
+    aten.select_scatter.default: ("scatter", _scatter),
+    aten.conv1d.default: ("convolution", _convolution),
+    aten.conv3d.default: ("convolution", _convolution),
+    aten.conv_transpose2d.input: ("transposed_convolution", _transposed),
+    **dict.fromkeys(
+        (
+            *(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default),
+            aten.einsum.default,
+        ),
+        ("contraction", _contraction),
+    ),
+    **dict.fromkeys(
+        (
+            *(aten.mean.default, aten.mean.dim, aten.sum.default, aten.sum.dim_IntList, aten.amax.default),
+            *(aten.amin.default, aten.var.correction, aten.var.dim, aten.std.correction),
+            aten.linalg_vector_norm.default,
+        ),
+        ("reduction", _reduction),
+    ),
     aten.scaled_dot_product_attention.default: ("attention", _attention),
 }
+
+
+_JOINING = {aten.cat.default: "cat", aten.stack.default: "stack"}
 
 
 # -- what goes along -------------------------------------------------------------------------------------------------
 
 
-def _chain(anchor: fx.Node, kinds: dict[fx.Node, str], claimed: dict[fx.Node, fx.Node]) -> Iterator[fx.Node]:
+def _mixed(graph: fx.Graph, kinds: dict[fx.Node, str]) -> set[fx.Node]:
+    """Pointwise operations that are computed from other numbers than float32, or are such."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if kinds.get(node) == "pointwise":
+            sources = node.all_input_nodes
+            if not all(is_float(val(value)) for value in (node, *sources)) or any(value in found for value in sources):
+                found.add(node)
+        elif view_source(node) in found:
+            found.add(node)
+    return found
+
+
+def _chain(
+    anchor: fx.Node, kinds: dict[fx.Node, str], claimed: dict[fx.Node, fx.Node], mixed: set[fx.Node]
+) -> Iterator[fx.Node]:
     """Operations that alone read what comes before them, and go over the same rows and columns; ends with no view."""
     waiting: list[fx.Node] = []
     node = anchor
     while len(node.users) == 1:
         (user,) = node.users
-        if user in claimed or user.op != "call_function":
+        if user in claimed or user.op != "call_function" or user.target in _ELSEWHERE:
             return
+        if kinds[anchor] == "conv2d" and user in mixed:
+            return  # its kernels read and write float32 alone
         if kinds.get(user) == "pointwise" and val(user).shape == val(node).shape:
             yield from waiting
             waiting.clear()
@@ -210,25 +331,14 @@ def _chain(anchor: fx.Node, kinds: dict[fx.Node, str], claimed: dict[fx.Node, fx
 def _keeps_rows(view: fx.Node, source: fx.Node) -> bool:
     """Whether a view shows the same numbers in the same order and cuts them into the same rows."""
     old, new = val(source).shape, val(view).shape
-    if view.target in _REORDERING or not old or not new:
-        return False
-    return bool(old.numel() == new.numel() and old[-1] == new[-1])
+    return bool(VIEWS[view.target] in KEEPING and old and new and old.numel() == new.numel() and old[-1] == new[-1])
 
 
-_REORDERING = frozenset(
-    {
-        aten.permute.default,
-        aten.transpose.int,
-        aten.t.default,
-        aten.expand.default,
-        aten.slice.Tensor,
-        aten.select.int,
-        aten.einsum.default,
-    }
-)
+# Pointwise operations that read other elements than their own.
+_ELSEWHERE = frozenset({*SAMPLED, *LOOKUPS, *POSITIONS})
 
 
-def _goes_along(node: fx.Node, kinds: dict[fx.Node, str], claimed: dict[fx.Node, fx.Node]) -> bool:
+def _goes_along(node: fx.Node, kinds: dict[fx.Node, str], claimed: dict[fx.Node, fx.Node], mixed: set[fx.Node]) -> bool:
     """Whether a pointwise operation is computed where it is read: by one group, once per element."""
     if kinds[node] != "pointwise" or node in claimed:
         return False
@@ -236,16 +346,39 @@ def _goes_along(node: fx.Node, kinds: dict[fx.Node, str], claimed: dict[fx.Node,
     if len(readers) != 1:
         return False
     (reader,) = readers
-    if kinds.get(reader) not in _READING:
+    kind = kinds.get(reader)
+    if kind not in _READING_ONCE or (kind == "conv2d" and node in mixed) or node.target in LOOKUPS:
         return False
     sizes = val(node).numel(), val(reader).numel()
-    return sizes[0] == sizes[1] or kinds[reader] == "cat" or (sizes[0] < sizes[1] and node.target in _CHEAP)
+    if kind in ("cat", "stack", "scatter"):
+        return True
+    if kind in ("pad", "reduction", "convolution", "grouped_convolution"):
+        return bool(sizes[0] == val(reader.all_input_nodes[0]).numel())
+    return sizes[0] == sizes[1] or (sizes[0] < sizes[1] and node.target in _CHEAP)
 
 
-_READING = ("pointwise", "layer_norm", "rms_norm", "group_norm", "softmax", "cat", "conv2d", "winograd")
-
+_READING_ONCE = frozenset(
+    {
+        *(
+            "pointwise",
+            "layer_norm",
+            "rms_norm",
+            "group_norm",
+            "softmax",
+            "cat",
+            "conv2d",
+            "winograd",
+            "stack",
+            "pad",
+            "reduction",
+        ),
+        *("scatter", "softmax_across", "layer_norm_of_blocks", "convolution", "grouped_convolution"),
+    }
+)
 # Operations that take less time than the memory that would keep their results for elements read several times.
-_CHEAP = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default})
+_CHEAP = frozenset(
+    {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten._to_copy.default, *POSITIONS}
+)
 
 
 def _readers(node: fx.Node, kinds: dict[fx.Node, str]) -> Iterator[fx.Node]:

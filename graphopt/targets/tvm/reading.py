@@ -18,7 +18,21 @@ from tvm.sym import Analyzer, detect_linear_equation
 
 from ...ir.program import bind, val
 from .emit import Buffer, Emitter, Expr
-from .operators import POINTWISE, VIEWS, Index, broadcast, is_pointwise, view_source
+from .operators import (
+    CHANNELWISE,
+    LOOKUPS,
+    POINTWISE,
+    POSITIONS,
+    SAMPLED,
+    VIEWS,
+    Index,
+    broadcast,
+    computed_in,
+    is_pointwise,
+    looked_up,
+    view_source,
+    weighted,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +49,38 @@ class Leaf:
 
 
 @dataclass(frozen=True, eq=False)
+class Position(Leaf):
+    """A number that depends on the index alone: `offset` itself. Nothing is read from the node's memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup(Leaf):
+    """An element of a table in memory, of which an index tells the row. Rows that are not there hold not-a-number.
+
+    Attributes
+    ----------
+    offset : of the element in row 0.
+    row : the element that is the index.
+    stride, rows : from one row to the next, and how many there are.
+    """
+
+    row: Any
+    stride: int
+    rows: int
+
+
+@dataclass(frozen=True, eq=False)
 class Apply:
-    """A pointwise operation."""
+    """A pointwise operation.
+
+    Attributes
+    ----------
+    dtype : that operands are converted to.
+    """
 
     rule: Callable[..., Expr]
     operands: tuple[Any, ...]
+    dtype: str
 
 
 Element: TypeAlias = Leaf | Apply
@@ -86,17 +127,52 @@ class Tree:
         if source is not None:
             return self.of(source, VIEWS[node.target](node, source, index))
         assert is_pointwise(node), node
+        bound, dtype = bind(node), computed_in(node)
+        assert dtype is not None
+        if node.target in POSITIONS:
+            first, step = POSITIONS[node.target](bound)
+            return Apply(
+                POINTWISE[node.target],
+                (Position(node, index[0] if index else tirx.const(0, "int32")), first, step),
+                dtype,
+            )
+        if node.target in SAMPLED:
+            taps = SAMPLED[node.target](node, bound["self"] if "self" in bound else bound["input"], index)
+            places = [Position(node, place) for tap in taps for place, _, _ in tap.factors]
+            source = bound["self"] if "self" in bound else bound["input"]
+            return Apply(weighted(taps), (*(self.of(source, tap.index) for tap in taps), *places), dtype)
+        if node.target in LOOKUPS:
+            table, rows, dim, at = looked_up(node)
+            row = self.of(rows, at(index))
+            kept = (*index[:dim], tirx.const(0, "int32"), *index[dim + val(rows).ndim :])
+            offset = self.analyzer.simplify(self.layout.offset(table, kept))
+            lookup = Lookup(table, offset, row, self.layout.strides[table][dim], val(table).shape[dim])
+            return Apply(POINTWISE[node.target], (lookup,), dtype)
         operands = [
-            self.of(value, broadcast(index, val(value).shape)) if isinstance(value, fx.Node) else value
-            for value in bind(node).values()
+            self.of(value, self._index(node, name, value, index)) if isinstance(value, fx.Node) else value
+            for name, value in bound.items()
         ]
-        return Apply(POINTWISE[node.target], tuple(operands))
+        return Apply(POINTWISE[node.target], tuple(operands), dtype)
+
+    def _index(self, node: fx.Node, name: str, operand: fx.Node, index: Index) -> Index:
+        """Where an operand's element lies for the element of a pointwise operation: broadcast, or of its channel."""
+        shape = val(operand).shape
+        if name in CHANNELWISE.get(node.target, ()):
+            return broadcast((index[1],) if len(index) > 1 else (tirx.const(0, "int32"),), shape)
+        return broadcast(index, shape)
+
+
+def reads(element: Element) -> list[fx.Node]:
+    """The nodes whose memory an element is computed from, each once."""
+    return list(dict.fromkeys(leaf.node for leaf in leaves(element) if not isinstance(leaf, Position)))
 
 
 def leaves(element: Element) -> Iterator[Leaf]:
     """The elements in memory that an element is computed from; one that occurs several times, as often."""
     if isinstance(element, Leaf):
         yield element
+        if isinstance(element, Lookup):
+            yield from leaves(element.row)
     else:
         for operand in element.operands:
             if isinstance(operand, Leaf | Apply):
@@ -139,7 +215,7 @@ class Reader:
         """The value, as a vector where there are lanes."""
         return self._value(element, lanes, offset, {})
 
-    def _value(self, element: Any, lanes: Lanes | None, offset: Offset, known: dict[int, Expr]) -> Any:
+    def _value(self, element: Any, lanes: Lanes | None, offset: Offset, known: dict[Any, Expr]) -> Any:
         if isinstance(element, bool | int | float):
             count = lanes.count if lanes else 1
             return self.emitter.spread(float(element), count)
@@ -147,19 +223,71 @@ class Reader:
             return element
         if id(element) not in known:
             if isinstance(element, Leaf):
-                found = self.given.get(element.node)
-                if found is None:
-                    found = self.load(self.buffers[element.node], offset(element), lanes)
+                found = self._leaf(element, lanes, offset, known)
             else:
-                found = element.rule(
-                    self.emitter, *(self._operand(operand, lanes, offset, known) for operand in element.operands)
-                )
+                operands = [self._operand(operand, element.dtype, lanes, offset, known) for operand in element.operands]
+                found = element.rule(self.emitter, *operands)
             known[id(element)] = self.emitter.let(found)
         return known[id(element)]
 
-    def _operand(self, operand: Any, lanes: Lanes | None, offset: Offset, known: dict[int, Expr]) -> Any:
+    def _operand(self, operand: Any, dtype: str, lanes: Lanes | None, offset: Offset, known: dict[Any, Expr]) -> Any:
         """Numbers stay numbers: a rule says whether they are factors or options."""
-        return self._value(operand, lanes, offset, known) if isinstance(operand, Leaf | Apply) else operand
+        if not isinstance(operand, Leaf | Apply):
+            return operand
+        value = self._value(operand, lanes, offset, known)
+        converted = id(operand), dtype
+        if converted not in known:
+            known[converted] = self.emitter.let(self.emitter.cast(value, dtype))
+        return known[converted]
+
+    def _leaf(self, leaf: Leaf, lanes: Lanes | None, offset: Offset, known: dict[Any, Expr]) -> Expr:
+        if isinstance(leaf, Position):
+            return self._position(offset(leaf), lanes)
+        if isinstance(leaf, Lookup):
+            return self._lookup(leaf, lanes, offset, known)
+        found = self.given.get(leaf.node)
+        if found is None:
+            found = self.load(self.buffers[leaf.node], offset(leaf), lanes)
+            if val(leaf.node).dtype == torch.bool:
+                found = self.emitter.cast(found, "float32")
+        return found
+
+    def _position(self, place: Expr, lanes: Lanes | None) -> Expr:
+        """Through a register: TVM 0.27 fails to simplify comparisons of vectors of which it knows the outcome."""
+        if lanes is None:
+            return tirx.convert(place)
+        start, step = lanes_of(self.emitter.analyzer, place, lanes)
+        if step is not None:
+            first, each = tirx.convert(start), tirx.const(step, "int32")
+            vector = tirx.Ramp(first, each, lanes.count) if step else tirx.Broadcast(first, lanes.count)
+        else:
+            entries = [self.emitter.analyzer.simplify(substituted(place, {lanes.var: n})) for n in range(lanes.count)]
+            vector = tirx.Shuffle(entries, [tirx.const(lane, "int32") for lane in range(lanes.count)])
+        return self.emitter.get(self.emitter.register(vector))
+
+    def _lookup(self, lookup: Lookup, lanes: Lanes | None, offset: Offset, known: dict[Any, Expr]) -> Expr:
+        """Where all lanes are in one row, they are read like any elements; else one by one."""
+        emitter, buffer, start = self.emitter, self.buffers[lookup.node], offset(lookup)
+
+        def one(number: Expr, place: Expr, at: Lanes | None) -> Expr:
+            inside = tirx.And(number >= 0, number < lookup.rows)
+            safe = emitter.let(tirx.Cast("int32", tirx.Select(inside, number, tirx.const(0, "int64"))))
+            found = self.load(buffer, emitter.analyzer.simplify(place + safe * lookup.stride), at)
+            wide = at.count if at else 1
+            return tirx.Select(emitter.spread(inside, wide), found, emitter.spread(float("nan"), wide))
+
+        if lanes is None:
+            return one(emitter.let(emitter.cast(self._value(lookup.row, None, offset, known), "int64")), start, None)
+        firsts = {id(leaf): lanes_of(emitter.analyzer, offset(leaf), lanes) for leaf in leaves(lookup.row)}
+        if all(step == 0 for _, step in firsts.values()):
+            row = self._value(lookup.row, None, lambda leaf: firsts[id(leaf)][0], {})
+            return one(emitter.let(emitter.cast(row, "int64")), start, lanes)
+        row = emitter.let(emitter.cast(self._value(lookup.row, lanes, offset, known), "int64"))
+        each = []
+        for lane in range(lanes.count):
+            number = emitter.let(tirx.Shuffle([row], [tirx.const(lane, "int32")]))
+            each.append(one(number, substituted(start, {lanes.var: lane}), None))
+        return tirx.Shuffle(each, [tirx.const(lane, "int32") for lane in range(lanes.count)])
 
     def load(self, buffer: Buffer, offset: Expr, lanes: Lanes | None) -> Expr:
         """The elements at an offset that depends on the lanes, however they lie."""

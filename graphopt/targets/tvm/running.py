@@ -188,14 +188,14 @@ class Code:
         """Point the table at tensors; those that only the table knows are given back, to be held while it is used."""
         strides, held = self.plan.strides, []
         for node in step.fresh:
-            known[node] = torch.empty_strided(val(node).shape, strides[node])
+            known[node] = torch.empty_strided(val(node).shape, strides[node], dtype=val(node).dtype)
         for place, slots in step.slots.items():
             if isinstance(place, fx.Node):
                 if place not in known:
                     continue
                 tensor = known[place]
-                if tensor.stride() != strides[place]:
-                    tensor = torch.empty_strided(tensor.shape, strides[place]).copy_(tensor)
+                if tensor.stride() != strides[place] or tensor.is_neg():
+                    tensor = torch.empty_strided(tensor.shape, strides[place], dtype=tensor.dtype).copy_(tensor)
                     held.append(tensor)
             elif isinstance(place, Panels):
                 tensor = self._panels(place, known[place.weight])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -14,14 +15,16 @@ from tvm import tirx
 from tvm.sym import Analyzer
 
 from ...ir.program import bind, val
-from . import attention, conv, elementwise, gemm, norm, winograd
+from . import attention, conv, depthwise, elementwise, gemm, norm, reduction, winograd
+from .contraction import BROADCAST, Contraction, contraction
 from .emit import Buffer, Emitter, Expr, Kernel
 from .emit import lanes_of as lanes_in
 from .isa import Isa
-from .operators import Index, broadcast, unflattened
-from .places import Launch, Panels, Place, Scratch
+from .operators import STORED, Index, broadcast, pads, unflattened
+from .places import Launch, Panels, Place, Scratch, Turned
 from .plan import Group, plan
-from .reading import Lanes, Layout, Leaf, Reader, Tree, lanes_of, leaves, strides_of, vector_of
+from .reading import Lanes, Layout, Leaf, Reader, Tree, lanes_of, strides_of, vector_of
+from .reading import reads as reads_of
 
 
 class Builder:
@@ -37,15 +40,14 @@ class Builder:
         self.strides: dict[fx.Node, tuple[int, ...]] = {}
         for node in self.plan.memory:
             if isinstance(val(node), torch.Tensor):
-                self.strides[node] = strides_of(val(node))
+                self.strides[node] = _apart(val(node))
         for node, example in zip(graph.find_nodes(op="placeholder"), examples, strict=True):
             if isinstance(example, torch.Tensor):
-                self.strides[node] = strides_of(example)
+                self.strides[node] = _apart(example)
         self.layout = Layout(self.strides)
         self.made = 0
         self.taken = 0
         self.known: dict[Hashable, tuple[list[Launch], dict[int, fx.Node]]] = {}
-        self.copies: dict[fx.Node, Scratch] = {}
         self.launches: list[Launch] = []
         self.kernels: dict[str, Kernel] = {}
 
@@ -100,7 +102,7 @@ class Builder:
                 numbers[node] = len(numbers)
                 value = val(node)
                 shape = tuple(value.shape) if isinstance(value, torch.Tensor) else None
-                met.append((shape, self.strides.get(node), arguments))
+                met.append((shape, getattr(value, "dtype", None), self.strides.get(node), arguments))
             return f"%{numbers[node]}"
 
         visit(group.result)
@@ -126,48 +128,90 @@ class Builder:
                 self.launch(kernel, [*reads, node])
             offset += val(part).shape[dim] * strides[dim]
 
-    def linear(self, group: Group) -> None:
-        bound = bind(group.anchor)
-        source, weight, bias = bound["input"], bound["weight"], bound["bias"]
-        *leading, terms = val(source).shape
-        columns = val(weight).shape[0]
-        rows = val(source).numel() // terms
-        form = gemm.tiles(self.isa, rows, columns)
-        source, layout = self._in_rows(source, leading)
-        after = After(self, group, layout, [bias] if bias is not None else [], [source])
+    def contraction(self, group: Group) -> None:
+        """A matrix product: of a weight, which is packed once, or of two computed factors."""
+        found = contraction(group.anchor)
+        assert found is not None
+        sum_ = found
+        left, bias, weight = sum_.left, sum_.bias, group.kind == "linear"
+        form = gemm.tiles(self.isa, sum_.rows, sum_.columns)
+        product = gemm.Product(sum_.rows, sum_.columns, sum_.terms, sum_.batch)
+        rows = sum_.batch_letters + sum_.row_letters
+        laid, strides = self._in_rows(sum_)
+        panels: Place = Panels(sum_.right, form.columns)
+        if not weight:
+            panels = self._packed(group, sum_, product, form.columns)
+        after = After(self, group, self.layout, [bias] if bias is not None else [], [] if laid else [left])
 
         def row(emitter: Emitter, buffers: Sequence[Buffer], number: Expr) -> tuple[Buffer, Expr]:
-            tree = Tree(layout, emitter.analyzer)
-            leaf = tree.of(source, (*unflattened(number, leading), tirx.const(0, "int32")))
+            places = _places(sum_, rows, number) | dict.fromkeys(sum_.term_letters, tirx.const(0, "int32"))
+            index = _index(sum_.left_dims, places)
+            if laid:
+                offset = sum((entry * stride for entry, stride in zip(index, strides, strict=True)), start=index[0] * 0)
+                return buffers[-2], emitter.analyzer.simplify(offset)
+            leaf = Tree(self.layout, emitter.analyzer).of(left, index)
             assert isinstance(leaf, Leaf)
             return after.buffer(buffers, leaf.node), leaf.offset
 
         def finish(
             emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, value: Expr, lanes: Lanes | None
         ) -> None:
+            if weight:
+                index, shared = after.index(number, column, lanes), (_at(column, lanes),)
+            else:
+                columns = _places(sum_, sum_.column_letters, _at(column, lanes))
+                index = _index(sum_.out, _places(sum_, rows, number) | columns)
+                shared = index if bias is None else broadcast(index, val(bias).shape)
             if bias is not None:
-                value = emitter.let(value + after.value(emitter, buffers, bias, (_at(column, lanes),), lanes))
-            after.write(emitter, buffers, after.index(number, column, lanes), value, lanes)
+                value = emitter.let(value + after.value(emitter, buffers, bias, shared, lanes))
+            after.write(emitter, buffers, index, value, lanes)
 
-        product = gemm.Product(rows, columns, terms)
-        pointers: list[Place] = [*after.pointers, Panels(weight, form.columns)]
-        kernel = gemm.linear(self.name("linear"), self.isa, product, ["float32"] * len(pointers), row, finish)
-        self.launch(kernel, [self.copies.get(place, place) if place is source else place for place in pointers])
-        self.copies.pop(source, None)
+        pointers: list[Place] = [*after.pointers, *([laid] if laid else []), panels]
+        name = self.name(group.kind)
+        self.launch(gemm.linear(name, self.isa, product, stored(pointers), row, finish), pointers)
 
-    def _in_rows(self, source: fx.Node, leading: Sequence[int]) -> tuple[fx.Node, Layout]:
-        """The source, and a layout in which each of its rows lies together; copied there if need be."""
-        column = tirx.Var("column", "int32")
-        index = [tirx.Var("row", "int32") if size != 1 else tirx.const(0, "int32") for size in leading]
-        leaf = Tree(self.layout, Analyzer()).of(source, (*index, column))
-        if isinstance(leaf, Leaf) and lanes_of(Analyzer(), leaf.offset, Lanes(column, 1))[1] == 1:
-            return source, self.layout
-        plain = strides_of(torch.empty(val(source).shape, device="meta"))
-        kernel, reads = elementwise.pointwise(self.name("copy"), self.isa, source, self.layout, plain)
-        copy = self.take(val(source).numel())
-        self.launch(kernel, [*reads, copy])
-        self.copies[source] = copy
-        return source, Layout({**self.strides, source: plain})
+    def _in_rows(self, found: Contraction) -> tuple[Scratch | None, tuple[int, ...]]:
+        """Where the left factor is copied to and with which strides, if its terms do not lie next to each other."""
+        letters = dict.fromkeys(dim for dim in found.left_dims if dim != BROADCAST)
+        places: dict[str, Expr] = {
+            letter: tirx.Var(letter, "int32") if found.sizes[letter] != 1 else tirx.const(0, "int32")
+            for letter in letters
+        }
+        leaf = Tree(self.layout, Analyzer()).of(found.left, _index(found.left_dims, places))
+        terms = [letter for letter in found.term_letters if found.sizes[letter] != 1]
+        if type(leaf) is Leaf and not terms:
+            return None, ()
+        if type(leaf) is Leaf and len(terms) == 1:
+            term = Lanes(places[terms[0]], 1)
+            if lanes_of(Analyzer(), leaf.offset, term)[1] == 1:
+                return None, ()
+        steps, step = {BROADCAST: 0}, 1
+        for letter in reversed(found.batch_letters + found.row_letters + found.term_letters):
+            steps[letter] = step
+            step *= found.sizes[letter]
+        strides = tuple(steps[letter] for letter in found.left_dims)
+        kernel, reads = elementwise.pointwise(self.name("copy"), self.isa, found.left, self.layout, strides)
+        laid = self.take(step)
+        self.launch(kernel, [*reads, laid])
+        return laid, strides
+
+    def _packed(self, group: Group, found: Contraction, product: gemm.Product, columns: int) -> Scratch:
+        """A computed second factor in panels."""
+        before = After(self, group, self.layout, [], [found.right])
+        reads = list(before.pointers[:-1])
+        panels = self.take(product.batch * -(-product.columns // columns) * columns * product.terms)
+
+        def read(
+            emitter: Emitter, buffers: Sequence[Buffer], item: Expr, term: Expr, column: Expr, lanes: Lanes | None
+        ) -> Expr:
+            places = _places(found, found.batch_letters, item) | _places(found, found.term_letters, term)
+            places |= _places(found, found.column_letters, _at(column, lanes))
+            return before.value(emitter, buffers, found.right, _index(found.right_dims, places), lanes)
+
+        pointers: list[Place] = [*reads, panels]
+        kernel = gemm.pack(self.name("pack"), self.isa, product, columns, stored(pointers), read)
+        self.launch(kernel, pointers)
+        return panels
 
     def normalised(self, group: Group) -> None:
         bound = bind(group.anchor)
@@ -185,7 +229,7 @@ class Builder:
             value = after.affine(emitter, buffers, value, (_at(column, lanes),), lanes)
             after.write(emitter, buffers, after.index(number, column, lanes), value, lanes)
 
-        name, count = self.name(group.kind), ["float32"] * len(after.pointers)
+        name, count = self.name(group.kind), stored(after.pointers)
         if group.kind == "softmax":
             kernel = norm.softmax(name, self.isa, rows, size, count, read, finish)
         else:
@@ -274,32 +318,42 @@ class Builder:
             after.write(emitter, buffers, at, after.affine(emitter, buffers, value, at[1:2], lanes), lanes)
 
         size, pointers = together * positions, after.pointers
-        name, types = self.name("group_norm"), ["float32"] * len(pointers)
+        name, types = self.name("group_norm"), stored(pointers)
         kernel = norm.layer_norm(name, self.isa, batch * groups, size, bound["eps"], types, read, finish)
         self.launch(kernel, pointers)
 
     def attention(self, group: Group) -> None:
         bound = bind(group.anchor)
         query, key, value, mask = (bound[name] for name in ("query", "key", "value", "attn_mask"))
-        batch, heads, queries, depth = val(query).shape
-        keys, values = val(key).shape[2], val(value).shape[3]
-        shape = attention.Shape(batch, heads, heads, queries, keys, depth, values)
+        *batch, queries, depth = val(query).shape
+        rank, heads = len(batch), batch[1] if len(batch) > 1 else 1
+        kv_heads = val(key).shape[1] if rank > 1 else 1
+        keys, values = val(key).shape[-2], val(value).shape[-1]
+        shape = attention.Shape(batch[0], heads, kv_heads, queries, keys, depth, values)
         after = After(self, group, self.layout, [], [query, key, value, *([mask] if mask is not None else [])])
 
+        def own(index: Sequence[Expr]) -> Index:
+            """Without the heads, of tensors that have none."""
+            return tuple(index) if rank > 1 else (index[0], *index[2:])
+
         def element(source: fx.Node) -> attention.Load:
-            def load(emitter: Emitter, buffers: Sequence[Buffer], index: Index, lanes: int) -> Expr:
+            def load(emitter: Emitter, buffers: Sequence[Buffer], index: attention.Index, lanes: int) -> Expr:
                 lane = vector_of(emitter, lanes) if lanes > 1 else None
-                index = (*index[:3], _at(index[3], lane))
-                return after.value(emitter, buffers, source, broadcast(index, val(source).shape), lane)
+                at = broadcast(own((*index[:3], _at(index[3], lane))), val(source).shape)
+                found = after.value(emitter, buffers, source, at, lane)
+                if val(source).dtype != torch.bool:
+                    return found
+                seen = tirx.NE(found, emitter.spread(0.0, lanes))
+                return tirx.Select(seen, emitter.spread(0.0, lanes), emitter.spread(float("-inf"), lanes))
 
             return load
 
-        def store(emitter: Emitter, buffers: Sequence[Buffer], index: Index, given: Expr) -> None:
+        def store(emitter: Emitter, buffers: Sequence[Buffer], index: attention.Index, given: Expr) -> None:
             lanes = lanes_in(given)
             lane = vector_of(emitter, lanes) if lanes > 1 else None
-            after.write(emitter, buffers, (*index[:3], _at(index[3], lane)), given, lane)
+            after.write(emitter, buffers, own((*index[:3], _at(index[3], lane))), given, lane)
 
-        masked = None if mask is None else attention.Mask(element(mask), val(mask).shape[2] != 1)
+        masked = None if mask is None else attention.Mask(element(mask), val(mask).shape[-2] != 1)
         scale = bound["scale"] if bound["scale"] is not None else depth**-0.5
         kernels, floats = attention.kernels(
             self.name("attention"),
@@ -308,7 +362,7 @@ class Builder:
             scale=scale,
             causal=bool(bound["is_causal"]),
             mask=masked,
-            arguments=["float32"] * len(after.pointers),
+            arguments=stored(after.pointers),
             query=element(query),
             key=element(key),
             value=element(value),
@@ -318,18 +372,302 @@ class Builder:
         for kernel in kernels:
             self.launch(kernel, [*after.pointers, workspace])
 
+    def stack(self, group: Group) -> None:
+        node = group.result
+        bound, strides = bind(node), self.strides[node]
+        dim = bound["dim"] % val(node).ndim
+        rest = (*strides[:dim], *strides[dim + 1 :])
+        for place, part in enumerate(bound["tensors"]):
+            kernel, reads = elementwise.pointwise(
+                self.name("stack"), self.isa, node, self.layout, rest, source=part, offset=place * strides[dim]
+            )
+            self.launch(kernel, [*reads, node])
+
+    def scatter(self, group: Group) -> None:
+        """A copy, and then a part of it anew."""
+        node = group.result
+        bound, strides, shape = bind(node), self.strides[node], val(node).shape
+        dim = bound["dim"] % len(shape)
+        if "index" in bound:
+            start, rest = bound["index"] % shape[dim], (*strides[:dim], *strides[dim + 1 :])
+        else:
+            start, _, step = slice(bound["start"], bound["end"], bound["step"]).indices(shape[dim])
+            rest = (*strides[:dim], strides[dim] * step, *strides[dim + 1 :])
+        parts = (bound["self"], strides, 0), (bound["src"], rest, start * strides[dim])
+        for part, steps, offset in parts if val(bound["src"]).numel() else parts[:1]:
+            kernel, reads = elementwise.pointwise(
+                self.name("scatter"), self.isa, node, self.layout, steps, source=part, offset=offset
+            )
+            self.launch(kernel, [*reads, node])
+
+    def pad(self, group: Group) -> None:
+        """The number all over, and then what is inside."""
+        node = group.result
+        bound, strides = bind(node), self.strides[node]
+        span = 1 + sum((size - 1) * stride for size, stride in zip(val(node).shape, strides, strict=True))
+        self.launch(elementwise.filled(self.name("fill"), self.isa, span, "float32", bound["value"] or 0.0), [node])
+        if val(bound["self"]).numel():
+            offset = sum(before * strides[dim] for dim, (before, _) in pads(node).items())
+            kernel, reads = elementwise.pointwise(
+                self.name("pad"), self.isa, node, self.layout, strides, source=bound["self"], offset=offset
+            )
+            self.launch(kernel, [*reads, node])
+
+    def reduction(self, group: Group) -> None:
+        bound = bind(group.anchor)
+        source = bound["self"]
+        shape = val(source).shape
+        rank = len(shape)
+        given = bound.get("dim")
+        given = [given] if isinstance(given, int) else given
+        dims = sorted(dim % rank for dim in given) if given else list(range(rank))
+        kept = [dim for dim in range(rank) if dim not in dims]
+        sizes = [shape[dim] for dim in kept], [shape[dim] for dim in dims]
+        correction = bound.get("correction", int(bound.get("unbiased", True)))
+        what = reduction.Reduction(
+            math.prod(sizes[0]),
+            math.prod(sizes[1]),
+            _REDUCED[str(group.anchor.target).split(".")[1]],
+            rank > 0 and rank - 1 not in dims,
+            1 if correction is None else correction,
+        )
+        after = After(self, group, self.layout, [], [source])
+
+        def read(
+            emitter: Emitter,
+            buffers: Sequence[Buffer],
+            number: Expr,
+            lanes: Lanes | None,
+            place: Expr,
+            along: Lanes | None,
+        ) -> Expr:
+            index: list[Expr] = [tirx.const(0, "int32")] * rank
+            for dim, entry in zip(kept, unflattened(_at(number, lanes), sizes[0]), strict=True):
+                index[dim] = entry
+            for dim, entry in zip(dims, unflattened(_at(place, along), sizes[1]), strict=True):
+                index[dim] = entry
+            return after.value(emitter, buffers, source, tuple(index), lanes or along)
+
+        def finish(emitter: Emitter, buffers: Sequence[Buffer], number: Expr, value: Expr, lanes: Lanes | None) -> None:
+            index = unflattened(_at(number, lanes), val(group.anchor).shape)
+            after.write(emitter, buffers, index, value, lanes)
+
+        name, types = self.name("reduction"), stored(after.pointers)
+        self.launch(reduction.reduction(name, self.isa, what, types, read, finish), after.pointers)
+
+    def softmax_across(self, group: Group) -> None:
+        bound = bind(group.anchor)
+        source, shape = bound["self"], val(bound["self"]).shape
+        dim = bound["dim"] % len(shape)
+        others = [*shape[:dim], *shape[dim + 1 :]]
+        after = After(self, group, self.layout, [], [source])
+
+        def index(number: Expr, place: Expr, lanes: Lanes | None) -> Index:
+            rest = unflattened(number, others)
+            return (*rest[:dim], _at(place, lanes), *rest[dim:])
+
+        self._over_rows(group, after, norm.softmax, source, math.prod(others), shape[dim], index)
+
+    def layer_norm_of_blocks(self, group: Group) -> None:
+        bound = bind(group.anchor)
+        source, shape, rank = bound["input"], val(bound["input"]).shape, len(bound["normalized_shape"])
+        leading, block = shape[:-rank], shape[-rank:]
+        after = After(self, group, self.layout, _affine(bound), [source])
+
+        def index(number: Expr, place: Expr, lanes: Lanes | None) -> Index:
+            return (*unflattened(number, leading), *unflattened(_at(place, lanes), block))
+
+        rule = functools.partial(norm.layer_norm, eps=bound["eps"])
+        self._over_rows(group, after, rule, source, math.prod(leading), math.prod(block), index, rank)
+
+    def _over_rows(
+        self,
+        group: Group,
+        after: After,
+        rule: Callable[..., Kernel],
+        source: fx.Node,
+        rows: int,
+        size: int,
+        index: Callable[[Expr, Expr, Lanes | None], Index],
+        affine: int = 0,
+    ) -> None:
+        """A rule of `norm` over rows that lie wherever `index` says; the last `affine` dimensions index the weight."""
+
+        def read(emitter: Emitter, buffers: Sequence[Buffer], number: Expr, place: Expr, lanes: Lanes | None) -> Expr:
+            return after.value(emitter, buffers, source, index(number, place, lanes), lanes)
+
+        def finish(
+            emitter: Emitter, buffers: Sequence[Buffer], number: Expr, place: Expr, value: Expr, lanes: Lanes | None
+        ) -> None:
+            at = index(number, place, lanes)
+            value = after.affine(emitter, buffers, value, at[len(at) - affine :], lanes) if affine else value
+            after.write(emitter, buffers, at, value, lanes)
+
+        kernel = rule(
+            self.name(group.kind), self.isa, rows, size, arguments=stored(after.pointers), read=read, finish=finish
+        )
+        self.launch(kernel, after.pointers)
+
+    def convolution(self, group: Group) -> None:
+        """Of one or three dimensions, or in groups: planes of an input of one depth or more, of one row or more."""
+        bound = bind(group.anchor)
+        source, weight, groups = bound["input"], bound["weight"], bound["groups"]
+        batch, channels, *sizes = val(source).shape
+        outputs, inner, *kernel = val(weight).shape
+        (deep, height, width), (taps, *kernel) = _lifted(sizes, 1), _lifted(kernel, 1)
+        (along, *stride), (before, *padding), (apart, *dilation) = (
+            _lifted(_each(bound[name], len(sizes)), fill)
+            for name, fill in (("stride", 1), ("padding", 0), ("dilation", 1))
+        )
+        results = _lifted(val(group.anchor).shape[2:], 1)
+        planes = (results[0] - 1) * along + (taps - 1) * apart + 1
+
+        def read(
+            before_: After, emitter: Emitter, buffers: Sequence[Buffer], index: Index, lanes: Lanes | None
+        ) -> Expr:
+            plane, channel, row, column = index
+            if len(sizes) < 3:
+                place = (plane, channel, *((row,) if len(sizes) > 1 else ()), column)
+                return before_.value(emitter, buffers, source, place, lanes)
+            depth = emitter.let(tirx.floormod(plane, planes) - before)
+            inside = tirx.And(depth >= 0, depth < deep)
+            safe = emitter.let(tirx.max(0, tirx.min(depth, deep - 1)))
+            emitter.bound(safe, deep)
+            place = (tirx.floordiv(plane, planes), channel, safe, row, column)
+            value = before_.value(emitter, buffers, source, place, lanes)
+            count = lanes.count if lanes else 1
+            return tirx.Select(emitter.spread(inside, count), value, emitter.spread(0.0, count))
+
+        g = conv.Geometry(
+            batch * planes, channels, height, width, outputs,
+            (kernel[0], kernel[1]), (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]),
+        )  # fmt: skip
+        layout, laid = self._laid(group, g, source, read)
+        plane = channels * layout.channel
+        steps = [
+            depth * apart * plane + layout.tap(row, column)
+            for depth in range(taps)
+            for row in range(kernel[0])
+            for column in range(kernel[1])
+        ]
+        # Depths follow one another; from one image to the next there are more planes than that.
+        separate = taps > 1 or along > 1
+        count = results[0] if separate else batch * results[0]
+        panels = Panels(weight, 1 if groups > 1 else conv.outputs_of(self.isa))
+        for image in range(batch if separate else 1):
+            offsets = tuple(image * planes * plane + step for step in steps)
+            where = conv.Source(along * plane, layout.channel, layout.columns, offsets, layout.pixels)
+
+            def at(index: Index, image: int = image) -> Index:
+                item, channel, *pixel = index
+                item = item + image * count
+                depth = (tirx.floormod(item, results[0]),) if len(sizes) == 3 else ()
+                return (tirx.floordiv(item, results[0]), channel, *depth, *pixel[-min(len(sizes), 2) :])
+
+            after, finish = self._sums(group, g, layout, bound["bias"], at)
+            pointers: list[Place] = [*after.pointers, laid, panels]
+            name, types = self.name(group.kind), stored(pointers)
+            if groups > 1:
+                kernel_ = depthwise.convolution(name, self.isa, count, inner, outputs, groups, where, types, finish)
+            else:
+                kernel_ = conv.convolution(name, self.isa, count, channels, outputs, where, types, finish)
+            self.launch(kernel_, pointers)
+
+    def transposed_convolution(self, group: Group) -> None:
+        """As a convolution of the input with zeros in between, with the filter turned around."""
+        bound = bind(group.anchor)
+        source, weight = bound["input"], bound["weight"]
+        batch, channels, *sizes = val(source).shape
+        _, outputs, *kernel = val(weight).shape
+        stride, padding, extra, dilation = (
+            _pair(bound[name]) for name in ("stride", "padding", "output_padding", "dilation")
+        )
+        height, width = ((size - 1) * step + 1 + more for size, step, more in zip(sizes, stride, extra, strict=True))
+        around = [apart * (size - 1) - less for apart, size, less in zip(dilation, kernel, padding, strict=True)]
+
+        def read(before: After, emitter: Emitter, buffers: Sequence[Buffer], index: Index, lanes: Lanes | None) -> Expr:
+            item, channel, row, column = index
+            place = (item, channel, tirx.floordiv(row, stride[0]), tirx.floordiv(column, stride[1]))
+            value = before.value(emitter, buffers, source, place, lanes)
+            count, columns = 1, column
+            if lanes is not None:
+                count, columns = lanes.count, tirx.Ramp(lanes_of(emitter.analyzer, column, lanes)[0], 1, lanes.count)
+            zero = emitter.spread(tirx.const(0, "int32"), count)
+            there = tirx.EQ(tirx.floormod(columns, emitter.spread(tirx.const(stride[1], "int32"), count)), zero)
+            down = emitter.spread(tirx.EQ(tirx.floormod(row, stride[0]), 0), count)
+            return tirx.Select(tirx.And(there, down), value, emitter.spread(0.0, count))
+
+        g = conv.Geometry(
+            batch, channels, height, width, outputs, (kernel[0], kernel[1]), (1, 1), (around[0], around[1]), dilation
+        )
+        layout, laid = self._laid(group, g, source, read)
+        taps = tuple(layout.tap(row, column) for row in range(kernel[0]) for column in range(kernel[1]))
+        where = conv.Source(channels * layout.channel, layout.channel, layout.columns, taps, layout.pixels)
+        after, finish = self._sums(group, g, layout, bound["bias"], lambda index: index)
+        pointers: list[Place] = [*after.pointers, laid, Turned(weight, conv.outputs_of(self.isa))]
+        name, types = self.name(group.kind), stored(pointers)
+        self.launch(conv.convolution(name, self.isa, batch, channels, outputs, where, types, finish), pointers)
+
+    def _laid(
+        self, group: Group, g: conv.Geometry, source: fx.Node, read: Callable[..., Expr]
+    ) -> tuple[conv.Layout, Scratch]:
+        """The input of a convolution, laid out."""
+        layout = conv.Layout(g, self.isa.lanes)
+        before = After(self, group, self.layout, [], [source])
+        laid = self.take(layout.size)
+        pointers: list[Place] = [*before.pointers[:-1], laid]
+
+        def element(emitter: Emitter, buffers: Sequence[Buffer], index: Index, lanes: Lanes | None) -> Expr:
+            return read(before, emitter, buffers, index, lanes)
+
+        self.launch(conv.pad(self.name("pad"), layout, self.isa, stored(pointers), element), pointers)
+        return layout, laid
+
+    def _sums(
+        self, group: Group, g: conv.Geometry, layout: conv.Layout, bias: fx.Node | None, at: Callable[[Index], Index]
+    ) -> tuple[After, conv.Finish]:
+        """What becomes of sums of a convolution; `at` is where in the result they belong."""
+        after = After(self, group, self.layout, [bias] if bias is not None else [], [])
+
+        def finish(emitter: Emitter, buffers: Sequence[Buffer], index: Index, value: Expr, lanes: Lanes | None) -> None:
+            place = (*index[:3], _at(index[3], lanes))
+            if layout.flat:
+                place = (*index[:2], *unflattened(place[3], (g.rows, g.columns)))
+            if bias is not None:
+                value = value + after.value(emitter, buffers, bias, index[1:2], lanes)
+            after.write(emitter, buffers, at(place), emitter.let(value), lanes)
+
+        return after, finish
+
 
 _RULES: dict[str, Callable[[Builder, Group], None]] = {
     "attention": Builder.attention,
     "pointwise": Builder.pointwise,
     "cat": Builder.cat,
     "conv2d": Builder.conv2d,
-    "linear": Builder.linear,
+    "contraction": Builder.contraction,
+    "convolution": Builder.convolution,
+    "grouped_convolution": Builder.convolution,
+    "transposed_convolution": Builder.transposed_convolution,
+    "layer_norm_of_blocks": Builder.layer_norm_of_blocks,
+    "linear": Builder.contraction,
+    "pad": Builder.pad,
+    "reduction": Builder.reduction,
+    "scatter": Builder.scatter,
+    "softmax_across": Builder.softmax_across,
+    "stack": Builder.stack,
     "group_norm": Builder.group_norm,
     "winograd": Builder.winograd,
     "layer_norm": Builder.normalised,
     "rms_norm": Builder.normalised,
     "softmax": Builder.normalised,
+}
+
+
+# What a reduction is, by the operator's name.
+_REDUCED = {
+    **{name: name for name in ("mean", "sum", "amax", "amin", "var", "std")},
+    "linalg_vector_norm": "norm",
 }
 
 
@@ -353,11 +691,11 @@ class After:
         for source in (*before, *along):
             tree = Tree(layout, Analyzer())
             index = [tirx.Var(f"b{dim}", "int32") for dim in range(val(source).ndim)]
-            reads += [leaf.node for leaf in leaves(tree.of(source, tuple(index)))]
+            reads += reads_of(tree.of(source, tuple(index)))
         index = [tirx.Var(f"d{dim}", "int32") for dim in range(len(self.shape))]
         if group.chain:
             tree = Tree(Layout(self.strides), Analyzer())
-            reads += [leaf.node for leaf in leaves(tree.of(group.result, tuple(index)))]
+            reads += reads_of(tree.of(group.result, tuple(index)))
         self.pointers: list[Place] = [*dict.fromkeys(node for node in reads if node is not group.anchor), group.result]
 
     def index(self, row: Expr, column: Expr, lanes: Lanes | None) -> Index:
@@ -405,6 +743,40 @@ class After:
 def _affine(bound: Mapping[str, Any]) -> list[fx.Node]:
     """The weight and the bias of a norm that has them."""
     return [bound[name] for name in ("weight", "bias") if bound.get(name) is not None]
+
+
+def _apart(value: torch.Tensor) -> tuple[int, ...]:
+    """A tensor's strides; where elements share memory, those that a copy of it has, in which they do not."""
+    reach = 0
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return strides_of(torch.empty(value.shape, device="meta"))
+        reach += (size - 1) * stride
+    return strides_of(value)
+
+
+def stored(pointers: Sequence[Place]) -> list[str]:
+    """Dtypes of what pointers show to."""
+    return [STORED[val(place).dtype] if isinstance(place, fx.Node) else "float32" for place in pointers]
+
+
+def _places(found: Contraction, letters: str, number: Expr) -> dict[str, Expr]:
+    """The places in some dimensions of the element with this row-major number."""
+    return dict(zip(letters, unflattened(number, [found.sizes[letter] for letter in letters]), strict=True))
+
+
+def _index(dims: str, places: Mapping[str, Expr]) -> Index:
+    return tuple(tirx.const(0, "int32") if dim == BROADCAST else places[dim] for dim in dims)
+
+
+def _lifted(sizes: Sequence[int], fill: int) -> list[int]:
+    """Of three dimensions where there are fewer."""
+    return [*[fill] * (3 - len(sizes)), *sizes]
+
+
+def _each(value: Sequence[int], dims: int) -> list[int]:
+    """An option of a convolution for all dimensions: one number holds for all."""
+    return list(value) * dims if len(value) == 1 else list(value)
 
 
 def _pair(value: Sequence[int]) -> tuple[int, int]:

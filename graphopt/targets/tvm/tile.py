@@ -26,7 +26,8 @@ def elements_of(elements: int) -> int:
 
 
 def _part(whole: int, least: int, most: int) -> int:
-    return max(least, min(most, whole // _TASKS))
+    """A power of two, so that tasks are made of whole vectors."""
+    return max(least, min(most, 1 << (whole // _TASKS).bit_length() >> 1))
 
 
 def tile(
