@@ -18,7 +18,8 @@ up; passes in between are added one by one, those that never fire with the next 
 in every rung above: packed and joined weights are prepared in the weights stage, not at every step. Where leaving a
 pass out makes the step move more bytes than the original, because other passes count on it, that is said and not timed.
 
-Exit status 1 when what users get is slower than the original beyond the interval in any case, or outputs disagree.
+Exit status 1 when what users get is slower than the original beyond the interval in any case, or outputs disagree. Of
+sixty intervals of 95 % some lie above 1 by chance: such a case is measured anew, in three times the rounds.
 """
 
 from __future__ import annotations
@@ -245,14 +246,21 @@ def measure(
             field_ |= {f"rung {name}": contender for name, contender in rungs.items()}
             field_ |= {f"without {name}": contender for name, contender in without.items()}
         images = _race(field_, number, left * _SHARES.get(number, 0.3), rounds)
-        shown = [name for name in (ORIGINAL, EAGER, RACED) if name in images]
-        result.gains[number] = {
-            "step": [paired(name, _steps(images, name), _steps(images, ORIGINAL)) for name in shown],
-            "image": [paired(name, _seconds(images, name), _seconds(images, ORIGINAL)) for name in shown],
-        }
+        result.gains[number] = _gains(images)
         if number == _LADDER_STEPS:
             _by_pass(result, images, list(rungs), list(without))
+        if any(result.complaints(entry.name)):
+            again = {ORIGINAL: group.original, RACED: raced}
+            result.gains[number] = _gains(_race(again, number, 0.0, 3 * len(images[ORIGINAL])))
     return result
+
+
+def _gains(images: Mapping[str, Sequence[Image]]) -> dict[str, list[Timing]]:
+    shown = [name for name in (ORIGINAL, EAGER, RACED) if name in images]
+    return {
+        "step": [paired(name, _steps(images, name), _steps(images, ORIGINAL)) for name in shown],
+        "image": [paired(name, _seconds(images, name), _seconds(images, ORIGINAL)) for name in shown],
+    }
 
 
 def _race(
