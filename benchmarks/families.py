@@ -5,6 +5,7 @@ Each is a module and the keyword arguments of one call. Weights are random, and 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -299,7 +300,8 @@ def _text(width: int) -> dict[str, torch.Tensor]:
 
 
 def _made(kind: Any, call: Call, **config: Any) -> tuple[torch.nn.Module, Call]:
-    return random_weights(kind, **config), {**call, "return_dict": False}
+    plain = {"return_dict": False} if "return_dict" in inspect.signature(kind.forward).parameters else {}
+    return random_weights(kind, **config), {**call, **plain}
 
 
 def _decoder(kind: Any, latents: torch.Tensor, **config: Any) -> tuple[torch.nn.Module, Call]:

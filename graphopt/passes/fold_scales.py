@@ -128,8 +128,11 @@ def _terms(node: fx.Node, known: dict[fx.Node, Stage]) -> tuple[fx.Node, Any, An
     if node.target in _NORMS:
         return bound["input"], bound["weight"], bound.get("bias")
     source, factor = bound["self"], bound["other"]
-    if node.target in (aten.mul.Tensor, aten.add.Tensor) and isinstance(factor, fx.Node) and known[source] == WEIGHTS:
+    commutes = node.target in (aten.mul.Tensor, aten.add.Tensor) and isinstance(factor, fx.Node)
+    if commutes and (not isinstance(source, fx.Node) or known[source] == WEIGHTS):
         source, factor = factor, source
+    if not isinstance(source, fx.Node):
+        return node, None, None
     return (source, None, factor) if node.target in _SHIFTS else (source, factor, None)
 
 

@@ -289,6 +289,12 @@ def test_nothing_to_fold(body: str) -> None:
     assert not list(EVERY.find(linear(body, s="weight f32[6]").program))
 
 
+@pytest.mark.parametrize(("operation", "fired"), [("mul", 1), ("add", 0), ("sub", 0), ("div", 0)])
+def test_a_number_may_come_first(operation: str, fired: int) -> None:
+    body = AFTER.replace("mul.Tensor(layer, s)", f"{operation}.Tensor(0.5, layer)")
+    assert check_pass(EVERY, linear(body).program).fired == fired
+
+
 def test_what_depends_on_weights_alone_is_folded_as_a_whole() -> None:
     assert not list(FoldScales().find(linear(x="weight f32[4, 8]").program))
 

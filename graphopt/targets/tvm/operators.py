@@ -426,16 +426,18 @@ def _clamp(emitter: Emitter, self: Any, min: Any = None, max: Any = None) -> Exp
     return self if max is None else _extreme(emitter, "minimum", self, max)
 
 
-def _compared(compare: Callable[[Any, Any], Expr]) -> Callable[..., Expr]:
+def _compared(compare: Callable[[Any, Any], Expr], yes: int = 1) -> Callable[..., Expr]:
     def rule(emitter: Emitter, self: Any, other: Any) -> Expr:
-        other = emitter.number(other, like=self) if isinstance(other, bool | int | float) else other
-        return emitter.truth(compare(self, emitter.spread(other, lanes_of(self))))
+        self, other = (_of(emitter, value, like) for value, like in ((self, other), (other, self)))
+        return emitter.truth(compare(self, emitter.spread(other, lanes_of(self))), yes, 1 - yes)
 
     return rule
 
 
 def _of(emitter: Emitter, value: Any, like: Any) -> Expr:
     """A number or value with the lanes and dtype of another value."""
+    if isinstance(like, bool | int | float):
+        return value
     value = emitter.number(value, like=like) if isinstance(value, bool | int | float) else value
     return emitter.spread(value, lanes_of(like))
 
@@ -602,7 +604,6 @@ CHANNELWISE: dict[Any, tuple[str, ...]] = {
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Expr]] = {
     "eq": tirx.EQ,
-    "ne": tirx.NE,
     "lt": tirx.LT,
     "le": tirx.LE,
     "gt": tirx.GT,
@@ -687,13 +688,18 @@ POINTWISE: dict[Any, Callable[..., Expr]] = {
     **dict.fromkeys(SAMPLED, lambda e, *operands: operands[0]),
     **{getattr(aten, name).Tensor: _compared(compare) for name, compare in _COMPARISONS.items()},
     **{getattr(aten, name).Scalar: _compared(compare) for name, compare in _COMPARISONS.items()},
+    # Not as `tirx.NE`, which holds for no NaN.
+    aten.ne.Tensor: _compared(tirx.EQ, 0),
+    aten.ne.Scalar: _compared(tirx.EQ, 0),
     **{getattr(aten, f"logical_{name}").default: rule for name, rule in _LOGICAL.items()},
     **{getattr(aten, f"bitwise_{name}").Tensor: _LOGICAL[name] for name in _BINARY},
     **{getattr(aten, f"__{name}__").Tensor: _LOGICAL[name] for name in _BINARY},
     aten.bitwise_not.default: _LOGICAL["not"],
 }
 
-_COMPARING = frozenset(getattr(getattr(aten, name), kind) for name in _COMPARISONS for kind in ("Tensor", "Scalar"))
+_COMPARING = frozenset(
+    getattr(getattr(aten, name), kind) for name in (*_COMPARISONS, "ne") for kind in ("Tensor", "Scalar")
+)
 _DECIDING = frozenset(
     {
         *(getattr(aten, f"logical_{name}").default for name in _LOGICAL),
