@@ -69,9 +69,9 @@ def measure(name: str, way: str, steps: int) -> dict[str, Any]:
     """One figure, in this process."""
     model = models()[name]
     if way.startswith("tvm"):
-        from graphopt.targets.tvm import build  # what the compiler itself takes is no model's
+        from graphopt.targets.tvm import build, host  # what the compiler itself takes is no model's
 
-        assert build.openmp() is None
+        assert build and host.openmp() is None
     call, before = model.call, resident()
     module = model.make()
     if way != "original":

@@ -135,7 +135,8 @@ def _conv2d(
     products = torch.einsum("poc,bcyxp->boyxp", factors, pieces).unflatten(-1, (points, points))
     found = after @ products @ after.T
     found = found.transpose(3, 4).reshape(*found.shape[:2], down * tile, across * tile)[..., :rows, :columns]
-    return found.contiguous() if bias is None else (found + bias[:, None, None]).contiguous()
+    result: torch.Tensor = found if bias is None else found + bias[:, None, None]
+    return result.contiguous()
 
 
 def _conv2d_shape(

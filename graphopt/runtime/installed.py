@@ -135,7 +135,8 @@ class Variant:
             for part in built.parts[:-1]
         }
         self._plans = self._gather()
-        self._keeping = [kernel for kernel in self.built.kernels if isinstance(kernel, KeepsWeights)]
+        kernels: list[object] = [*self.built.kernels]
+        self._keeping = [kernel for kernel in kernels if isinstance(kernel, KeepsWeights)]
         self._constants = self._constant_inputs()
         self._flat = _gives_a_tuple(program)
         self.tried: set[Relation] = set()  # relations that it was built with, or could not gain from

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import graphopt
-from benchmarks.exact_gain import AUTO, Contender, ladder, leave_one_out, parts, summary
+from benchmarks.exact_gain import RACED, Contender, ladder, leave_one_out, parts, summary
 from benchmarks.harness import interleave, paired
 from benchmarks.pipelines import TINY, diffusers_pipelines
 from benchmarks.redundancy import markdown, of_pipeline
@@ -91,8 +91,8 @@ def test_overhead_is_split_into_parts() -> None:
 
 
 def test_what_users_get_is_one_line_a_model() -> None:
-    auto = {"name": AUTO, "ratio": 0.8, "low": 0.75, "high": 1.25}
-    races = {"step": [{"name": "original"}, auto], "image": [auto | {"ratio": 0.9}]}
+    raced = {"name": RACED, "ratio": 0.8, "low": 0.75, "high": 1.25}
+    races = {"step": [{"name": "original"}, raced], "image": [raced | {"ratio": 0.9}]}
     text = summary({"a": {"gains": {"20": races, 4: races}}, "b": {"gains": {"4": races}}})
     assert text.splitlines()[0] == "| | step of 4 | step of 20 | image of 4 | image of 20 |"
     assert text.splitlines()[2].count("**0.80** (0.75 to 1.25)") == 2

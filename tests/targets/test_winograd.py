@@ -48,7 +48,8 @@ def test_shapes(shape: tuple[int, ...], tile: int) -> None:
             continue
 
         def function(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, padding: Any = padding) -> torch.Tensor:
-            return winograd.conv2d(x, weight, bias, outputs, padding, tile, 6)
+            result: torch.Tensor = winograd.conv2d(x, weight, bias, outputs, padding, tile, 6)
+            return result
 
         made, program = built(function, x, winograd.weight(w, tile, 6), b)
         assert check(made, program, [x, winograd.weight(w, tile, 6), b]) is None
