@@ -258,8 +258,8 @@ class Variant:
         if len(self._plans) > 1 or self._keeping:
             conditions, times = ([tensors[k] for k in kind] for kind in (self._conditions, self._times))
             epoch = self.trajectories.step(weights, conditions, times)
-        for kernel in self._keeping:
-            kernel.weights_are(epoch)
+        for keeping in self._keeping:
+            keeping.weights_are(epoch)
         if len(self._plans) > 1:
             keys: dict[int, tuple[Any, torch.Tensor | None]] = {}
             stages = zip(self.memos.values(), self.built.kernels, self._plans, strict=False)

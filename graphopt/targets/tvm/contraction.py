@@ -125,7 +125,8 @@ def _einsum(bound: dict[str, Any]) -> Contraction | None:
     if any(len(set(dims)) != len(dims) for dims in (*operands, out)):
         return None
     left, right = bound["tensors"]
-    return _contraction(left, right, *operands, out)
+    one, other = operands
+    return _contraction(left, right, one, other, out)
 
 
 def _contraction(
