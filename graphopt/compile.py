@@ -125,6 +125,8 @@ def _compile(
     for (name, module), pair in zip(found, takers, strict=True):
         known = roles_of(sampler.loop, name) if sampler else None if _is_pipeline(x) else _observed(inputs, pair[0])
         builder = _Builder(module, name, known, roles or {}, passes, choice, strict, observers, captures)
+        if eviction is not None:  # code for a new prompt would keep its weights in memory, packed
+            builder.often -= {"request_schedule"}
         options: dict[str, Any] = {"max_bytes": max_bytes, "strict": strict, "check": check}
         installed.append(Installed(module, name, builder, pair, eviction=eviction, **options))
     bar = vars(x).get("progress_bar") if _is_pipeline(x) else None
@@ -216,6 +218,9 @@ class _Builder:
         self.module, self.name, self.observed, self.roles = module, name, observed, roles
         self.passes, self.choice, self.strict, self.observers = passes, choice, strict, observers
         self.captures = captures
+        self.often = (
+            _EVERY_STEP  # stages that the target builds; code that keeps weights packed would keep them in memory
+        )
 
     def _order(self, target: Target) -> Sequence[Pass]:
         """The passes that the user gave, else those that suit a target."""
@@ -265,7 +270,7 @@ class _Builder:
         """The wanted target builds what runs as often as the step; for the rest, generating code is not worth it."""
         eager = TARGETS["eager"]
         examples = [example_value(node) for node in part.graph.find_nodes(op="placeholder")]
-        for target in (wanted, eager) if part.name in _EVERY_STEP else (eager,):
+        for target in (wanted, eager) if part.name in self.often else (eager,):
             observer.build_begins(part, target.name)
             try:
                 kernel = target.build(part, examples)

@@ -62,7 +62,7 @@ generated: tuple[Pass, ...] = (
     MergeLinears(),  # after merging values: linears share an input only once equal inputs are one
     Winograd(),  # before placing: a weight is transformed in the weights stage
     RemoveDead(),  # from here on as in other pipelines
-    FoldConstants(max_growth=5.0, max_bytes=4 << 30),  # transformed weights are four times as large, and filled up
+    FoldConstants(max_bytes=4 << 30),  # with room for transformed weights, which are larger
     *_place[2:],
 )
 

@@ -32,8 +32,9 @@ from graphopt.errors import UsageError, nearest
 if TYPE_CHECKING:
     from graphopt.targets.tvm.timing import KernelTime
 
-# Bytes that each thread reads to measure a memory.
-MEMORIES = {"first cache": 16 << 10, "second cache": 256 << 10, "main memory": 128 << 20}
+# Bytes that a thread reads to measure a memory; of main memory, all threads together.
+CACHES = {"first cache": 16 << 10, "second cache": 256 << 10}
+MAIN = 512 << 20
 
 Repeats = Annotated[int, typer.Option(min=1, help="How often each kernel is timed.")]
 Kernel = Annotated[str | None, typer.Option(metavar="NAME", help="One kernel, and with --source its code.")]
@@ -131,11 +132,15 @@ def _named(code: Any, name: str) -> str:
 
 
 def _draw(session: Session, name: str, found: Sequence[KernelTime], reached: float, file: Path) -> None:
+    import torch
+
     from graphopt.debug.roofline import roofline
     from graphopt.targets.tvm.timing import bandwidth
 
     with phase("measuring how fast memory is"):
-        memories = {what: bandwidth(size) for what, size in MEMORIES.items()}
+        threads = torch.get_num_threads()
+        memories = {what: bandwidth(size, threads) for what, size in CACHES.items()}
+        memories["main memory"] = bandwidth(MAIN // threads, threads)
     roofline(found, reached, memories, file, f"{session.title}: {name}")
     note(f"wrote {file}")
 

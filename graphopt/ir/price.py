@@ -176,7 +176,10 @@ class _Choice:
             return None
         for source, size in self.kept().items():
             read = sum(number(nbytes(val(entry)), self.hints) for entry in _below(source) if entry in self.roles)
-            if source in self.movable and size > max(self.price.small_bytes, self.price.max_growth * read):
+            # A layer's weight takes what the form takes in which it is read.
+            weighs = any(_is_weight(source, user) for user in source.users)
+            most = max(self.price.small_bytes, self.price.max_growth * read)
+            if source in self.movable and size > most and not weighs:
                 limits = f"small_bytes={self.price.small_bytes} and max_growth={self.price.max_growth:g}"
                 return (
                     source,

@@ -1,7 +1,8 @@
 """``y: bf16 = f(x: bf16)  →  y: bf16 = cast(f(cast(x): f32): f32)``: compute in float32, round at the ends alone.
 
-where: float16 or bfloat16 on a CPU that has no instructions for it; sizes known; nothing reads the bits of a value. All
-    of a Program is widened, or nothing.
+where: float16 or bfloat16 on a CPU that has no instructions for it; sizes known; nothing reads the bits of a value, and
+    no result is an integer or a truth value. All that depends on an input or weight of such a type is widened, or
+    nothing; what is rounded without one (a timestep) stays rounded.
 because: such a CPU converts every operand of every operation and rounds every result, in software; between the
     operations of a step nobody sees them. Weights are widened once, in the weights stage. What rounding in between
     would have lost stays: results are nearer to exact ones.
@@ -41,9 +42,17 @@ from ..ir.program import Program, infer, val
 from ..ir.rewrite import Accuracy, Match, Pass, Refusal
 
 aten = torch.ops.aten
-mkldnn = torch.ops.mkldnn
 
-_HALVES = {torch.bfloat16: mkldnn._is_mkldnn_bf16_supported, torch.float16: mkldnn._is_mkldnn_fp16_supported}
+
+def _multiplies_bfloat16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _multiplies_float16() -> bool:
+    return bool(torch.cpu._is_amx_fp16_supported())
+
+
+_HALVES = {torch.bfloat16: _multiplies_bfloat16, torch.float16: _multiplies_float16}
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,15 @@ class Upcast(Pass):
     repeat: ClassVar[bool] = False  # nothing narrow is left but casts at both ends
 
     def find(self, program: Program) -> Iterable[Match]:
-        narrow = [node for node in program.calls() if _dtype(node) in _HALVES and not _at_an_end(program, node)]
+        within = _within(program)
+        narrow = [
+            node for node in program.calls() if node in within and _is_half(node) and not _at_an_end(program, node)
+        ]
         if narrow:
             yield Match(narrow[0])
 
     def legal(self, program: Program, match: Match) -> Refusal | None:
+        within = _within(program)
         for node in program.nodes:
             if node.op == "output":
                 continue
@@ -76,33 +89,58 @@ class Upcast(Pass):
                 reason = f"it runs on {val(node).device.type}"
             elif kind in _HALVES and not self.always and _HALVES[kind]():
                 reason = f"this CPU has instructions for {kind}"
+            elif kind == torch.complex32:
+                reason = "complex numbers of halves are not widened"
             elif node.op == "call_function" and kind in _HALVES and has_effect(node):
                 reason = f"{node.target} does more than compute a value"
-            elif node.target in STRIDE_READERS and any(_dtype(source) in _HALVES for source in node.all_input_nodes):
+            elif node.target in STRIDE_READERS and any(map(_is_half, (node, *node.all_input_nodes))):
                 reason = f"{node.target} reads how its argument lies in memory"
+            elif node in within and program.output in node.users and not _is_float(node):
+                reason = f"a result is of {kind}: what rounding decides would be decided otherwise"
             if reason:
                 return Refusal(reason, node)
         return None
 
     def rewrite(self, program: Program, match: Match) -> None:
-        calls = list(program.calls())
-        kinds = [None if node is None else _dtype(node) for node in program.results]
-        for source in program.nodes:
-            if source.op in ("placeholder", "get_attr") and _dtype(source) in _HALVES and source.users:
-                readers = list(source.users)
-                wide = program.call(aten._to_copy.default, source, before=calls[0], dtype=torch.float32)
+        within, calls = _within(program), list(program.calls())
+        results = {node: _dtype(node) for node in program.results if node is not None and node in within}
+        for source in list(program.nodes):
+            readers = [user for user in source.users if user in within]
+            if _is_half(source) and readers and (source.op != "call_function" or source not in within):
+                after = calls[0] if source.op != "call_function" else source.next
+                wide = program.call(aten._to_copy.default, source, before=after, dtype=torch.float32)
                 wide._rename(f"{source.name}_wide")
                 for reader in readers:
                     reader.replace_input_with(source, wide)
-        for node, kind in dict(zip(program.results, kinds, strict=True)).items():
-            if node is not None and kind in _HALVES:
+        for node, kind in results.items():
+            if kind in _HALVES and node.op == "call_function":
                 narrow = program.call(aten._to_copy.default, node, before=program.output, like=node, dtype=kind)
                 narrow._rename("narrow")
                 program.output.replace_input_with(node, narrow)
         for node in calls:
-            node.args, node.kwargs = tree_map(_widened, node.args), tree_map(_widened, node.kwargs)
-            node.meta["val"] = infer(node)
-            program.touch(node)
+            if node in within:
+                node.args, node.kwargs = tree_map(_widened, node.args), tree_map(_widened, node.kwargs)
+                node.meta["val"] = infer(node)
+                program.touch(node)
+
+
+def _within(program: Program) -> set[fx.Node]:
+    """Half inputs, and all that is computed from one. What else is rounded is so on purpose: a timestep, a number."""
+    found: set[fx.Node] = set()
+    for node in program.nodes:
+        begins = node.op in ("placeholder", "get_attr") and _is_half(node)
+        if begins or (node.op == "call_function" and not found.isdisjoint(node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _is_half(node: fx.Node) -> bool:
+    return _dtype(node) in _HALVES
+
+
+def _is_float(node: fx.Node) -> bool:
+    kind = _dtype(node)
+    return isinstance(kind, torch.dtype) and kind.is_floating_point
 
 
 def _dtype(node: fx.Node) -> Any:

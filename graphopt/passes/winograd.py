@@ -47,6 +47,7 @@ class Winograd(Pass):
         times as large.
     min_gain : how many times cheaper it has to be, all counted.
     max_bytes : bytes of all transformed weights together, at most; those that save most per byte come first.
+    max_workspace : bytes of a transformed input, at most.
     flops_per_byte : FLOPs done in the time of reading a byte of a weight.
     transform_flops : FLOPs done in the time of transforming a number of the input or of the sums.
     height : output channels that kernels read together.
@@ -55,6 +56,7 @@ class Winograd(Pass):
     tiles: tuple[int, ...] = (2, 4)
     min_gain: float = 1.2
     max_bytes: int = 2 << 30
+    max_workspace: int = 512 << 20
     flops_per_byte: float = 10.0
     transform_flops: float = 40.0
     height: int = 6
@@ -73,11 +75,13 @@ class Winograd(Pass):
                 direct = self._cost(node, None)
                 tile, cost = min(((tile, self._cost(node, tile)) for tile in self.tiles), key=lambda entry: entry[1])
                 captures |= {"tile": tile, "gain": direct / cost, "bytes": self._bytes(node, tile)}
+                captures["workspace"] = self._workspace(node, tile)
                 saved = (direct - cost) / captures["bytes"]
             found.append((saved, Match(node, captures=captures)))
         for _, match in sorted(found, key=lambda entry: -entry[0]):
             match.captures["free"] = free
-            taken = match.captures.get("bytes", 0) if match.captures.get("gain", 0.0) >= self.min_gain else 0
+            fits = match.captures.get("workspace", 0) <= self.max_workspace
+            taken = match.captures.get("bytes", 0) if fits and match.captures.get("gain", 0.0) >= self.min_gain else 0
             free -= taken if taken <= free else 0
             yield match
 
@@ -86,6 +90,10 @@ class Winograd(Pass):
         reason = self._reason(node, match["stage"])
         if reason is None and match["gain"] < self.min_gain:
             reason = f"{match['gain']:.2f} times as cheap, less than min_gain={self.min_gain:g}"
+        elif reason is None and match["workspace"] > self.max_workspace:
+            reason = (
+                f"its input takes {match['workspace']} bytes when transformed, of max_workspace={self.max_workspace}"
+            )
         elif reason is None and match["bytes"] > match["free"]:
             reason = f"its weight takes {match['bytes']} bytes, of max_bytes={self.max_bytes} are left {match['free']}"
         return Refusal(reason, node) if reason else None
@@ -139,6 +147,12 @@ class Winograd(Pass):
         tiles = batch * ceil(rows / tile) * ceil(columns / tile)
         products = 2 * points * outputs * channels * (ceil(tiles / 8) * 8)  # vectors have at least 8 lanes
         return float(products + self.transform_flops * points * tiles * (outputs + channels) + read)
+
+    def _workspace(self, node: fx.Node, tile: int) -> int:
+        """Bytes of the input, transformed."""
+        batch, _, rows, columns = shape(node)
+        source, points = val(bind(node)["input"]), winograd.transforms(tile).points ** 2
+        return int(nbytes(source[:1, :, :1, :1])) * points * batch * ceil(rows / tile) * ceil(columns / tile)
 
     def _bytes(self, node: fx.Node, tile: int | None) -> int:
         """Of the weight, transformed or as it is."""

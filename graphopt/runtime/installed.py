@@ -206,7 +206,9 @@ class Variant:
             # An expanded time stays expanded: strides belong to the signature, and another one would be captured.
             once = leaf[tuple(0 if stride == 0 else slice(None) for stride in leaf.stride())]
             step = once.new_tensor(moves) if not once.is_floating_point() else once.abs() * (moves / 64)
-            new = once - step if bool((once >= step).all()) else once + step
+            # Whole numbers only go down: a module may not know larger ones. At the end of the schedule they stay.
+            beyond = once + step if once.is_floating_point() else once.clone()
+            new = once - step if bool((once >= step).all()) else beyond
             strides = iter(new.stride())
             leaves[k] = new.as_strided(leaf.shape, [stride and next(strides) for stride in leaf.stride()])
         return leaves

@@ -16,7 +16,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GRAPHOPT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("GRAPHOPT_CACHE", raising=False)
     for key in "ab":
-        artifacts.write(key, bytes(468))
+        artifacts.write(64 * key, bytes(468))
     return tmp_path / "cache"
 
 

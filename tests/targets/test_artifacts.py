@@ -303,19 +303,21 @@ def test_switched_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_not_used_for_longest_goes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAPHOPT_CACHE_BYTES", str(3 * (32 + 100)))
     for age, key in enumerate("abc"):
-        artifacts.write(key, bytes(100))
-        os.utime(folder / f"{key}.code", (age, age))
-    unfinished, recent = folder / "x.part", folder / "y.part"
+        artifacts.write(64 * key, bytes(100))
+        os.utime(folder / f"{64 * key}.code", (age, age))
+    unfinished, recent, other = folder / "graphopt-x.part", folder / "graphopt-y.part", folder / "film.mkv.part"
+    other.touch()
+    os.utime(other, (0, 0))
     unfinished.touch()
     os.utime(unfinished, (0, 0))
     recent.touch()
-    assert artifacts.read("a") == bytes(100)
-    artifacts.write("d", bytes(100))
-    assert {artifact.path.stem for artifact in artifacts.kept()} == {"a", "c", "d"}
-    assert recent.exists() and not unfinished.exists()
-    artifacts.write("large", bytes(1000))
+    assert artifacts.read(64 * "a") == bytes(100)
+    artifacts.write(64 * "d", bytes(100))
+    assert {artifact.path.stem[0] for artifact in artifacts.kept()} == {"a", "c", "d"}
+    assert recent.exists() and other.exists() and not unfinished.exists()
+    artifacts.write(64 * "e", bytes(1000))
     assert artifacts.kept() == []
-    assert artifacts.read("a") is None
+    assert artifacts.read(64 * "a") is None
 
 
 def test_a_bound_that_is_no_number(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,11 +327,13 @@ def test_a_bound_that_is_no_number(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_clearing(folder: Path) -> None:
-    artifacts.write("a", b"1")
-    (folder / "x.part").touch()
-    (folder / "someone's").touch()
-    assert [artifact.path.name for artifact in artifacts.clear()] == ["a.code"]
-    assert [path.name for path in folder.iterdir()] == ["someone's"]
+    artifacts.write(64 * "a", b"1")
+    (folder / "graphopt-x.part").touch()
+    others = {"someone's", "film.mkv.part", "thesis.code"}
+    for name in others:
+        (folder / name).touch()
+    assert [artifact.path.name for artifact in artifacts.clear()] == [f"{64 * 'a'}.code"]
+    assert {path.name for path in folder.iterdir()} == others
 
 
 # -- threads ---------------------------------------------------------------------------------------------------------

@@ -134,6 +134,7 @@ BOUNDS: dict[str, tuple[Callable[..., Double], Callable[[Double, Double], Double
     "floor": (np.floor, ulp, 0.0),
     "ceil": (np.ceil, ulp, 0.0),
     "round": (np.round, ulp, 0.0),
+    "equal": (lambda x, y: (x == y).astype(np.float64), ulp, 0.0),
     "maximum": (np.maximum, ulp, 0.0),
     "minimum": (np.minimum, ulp, 0.0),
     "relu": (lambda x: np.maximum(x, 0), ulp, 0.0),
@@ -208,6 +209,7 @@ def test_text_defines_and_declares_once() -> None:
 def test_arguments() -> None:
     assert {name: count for name, count in vectormath.FUNCTIONS.items() if count != 1} == {
         "fma": 3,
+        "equal": 2,
         "maximum": 2,
         "minimum": 2,
         "pow": 2,

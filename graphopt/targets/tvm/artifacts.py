@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import stat
 import tempfile
 import time
@@ -22,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BYTES = 1 << 30
-_SUFFIX, _PART = ".code", ".part"
+_SUFFIX = ".code"
+_KEPT, _PART = re.compile(r"[0-9a-f]{64}\.code"), re.compile(r"graphopt-\w+\.part")  # other files are not ours
 _LEFT_OVER = 3600  # seconds after which what is still being written never will be
 _warned: list[str] = []
 
@@ -46,7 +48,10 @@ def folder() -> Path | None:
     if os.environ.get("GRAPHOPT_CACHE") == "0":
         return None
     if given := os.environ.get("GRAPHOPT_CACHE_DIR"):
-        return Path(given).expanduser().absolute()
+        with contextlib.suppress(RuntimeError):  # a user whom nobody knows
+            return Path(given).expanduser().absolute()
+        _warn(f"there is no folder {given}")
+        return None
     base = Path(os.environ.get("XDG_CACHE_HOME") or "")
     try:
         return (base if base.is_absolute() else Path.home() / ".cache") / "graphopt"
@@ -93,7 +98,7 @@ def write(key: str, content: bytes) -> None:
         place.mkdir(mode=0o700, exist_ok=True)
         if not _is_safe(place, place.stat()):
             return
-        descriptor, name = tempfile.mkstemp(_PART, dir=place)
+        descriptor, name = tempfile.mkstemp(".part", "graphopt-", place)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(hashlib.sha256(content).digest())
@@ -111,7 +116,7 @@ def write(key: str, content: bytes) -> None:
 def kept() -> list[Artifact]:
     """What is kept, the last used first."""
     place = folder()
-    return sorted(_files(place, _SUFFIX), key=lambda artifact: -artifact.used) if place else []
+    return sorted(_files(place, _KEPT), key=lambda artifact: -artifact.used) if place else []
 
 
 def clear() -> list[Artifact]:
@@ -138,12 +143,12 @@ def _is_safe(path: Path, status: os.stat_result) -> bool:
     return False
 
 
-def _files(place: Path, suffix: str) -> list[Artifact]:
+def _files(place: Path, names: re.Pattern[str]) -> list[Artifact]:
     found = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         for entry in os.scandir(place):
             with contextlib.suppress(FileNotFoundError):  # another process removed it
-                if entry.name.endswith(suffix):
+                if names.fullmatch(entry.name):
                     status = entry.stat(follow_symlinks=False)
                     found.append(Artifact(Path(entry.path), status.st_size, status.st_mtime))
     return found
@@ -151,7 +156,7 @@ def _files(place: Path, suffix: str) -> list[Artifact]:
 
 def _bound(place: Path) -> None:
     """Remove what was not used for longest, and what was never written to its end."""
-    files = sorted(_files(place, _SUFFIX), key=lambda artifact: artifact.used)
+    files = sorted(_files(place, _KEPT), key=lambda artifact: artifact.used)
     total, most = sum(artifact.bytes for artifact in files), _most()
     gone = [artifact for artifact in _files(place, _PART) if artifact.used < time.time() - _LEFT_OVER]
     for artifact in files:

@@ -426,12 +426,21 @@ def _clamp(emitter: Emitter, self: Any, min: Any = None, max: Any = None) -> Exp
     return self if max is None else _extreme(emitter, "minimum", self, max)
 
 
-def _compared(compare: Callable[[Any, Any], Expr], yes: int = 1) -> Callable[..., Expr]:
+def _compared(compare: Callable[[Any, Any], Expr]) -> Callable[..., Expr]:
     def rule(emitter: Emitter, self: Any, other: Any) -> Expr:
         self, other = (_of(emitter, value, like) for value, like in ((self, other), (other, self)))
-        return emitter.truth(compare(self, emitter.spread(other, lanes_of(self))), yes, 1 - yes)
+        return emitter.truth(compare(self, emitter.spread(other, lanes_of(self))))
 
     return rule
+
+
+def _equal(emitter: Emitter, self: Any, other: Any) -> Expr:
+    self, other = (_of(emitter, value, like) for value, like in ((self, other), (other, self)))
+    return emitter.equal(self, emitter.spread(other, lanes_of(self)))
+
+
+def _unequal(emitter: Emitter, self: Any, other: Any) -> Expr:
+    return 1.0 - _equal(emitter, self, other)
 
 
 def _of(emitter: Emitter, value: Any, like: Any) -> Expr:
@@ -603,7 +612,6 @@ CHANNELWISE: dict[Any, tuple[str, ...]] = {
 }
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Expr]] = {
-    "eq": tirx.EQ,
     "lt": tirx.LT,
     "le": tirx.LE,
     "gt": tirx.GT,
@@ -688,9 +696,8 @@ POINTWISE: dict[Any, Callable[..., Expr]] = {
     **dict.fromkeys(SAMPLED, lambda e, *operands: operands[0]),
     **{getattr(aten, name).Tensor: _compared(compare) for name, compare in _COMPARISONS.items()},
     **{getattr(aten, name).Scalar: _compared(compare) for name, compare in _COMPARISONS.items()},
-    # Not as `tirx.NE`, which holds for no NaN.
-    aten.ne.Tensor: _compared(tirx.EQ, 0),
-    aten.ne.Scalar: _compared(tirx.EQ, 0),
+    **dict.fromkeys((aten.eq.Tensor, aten.eq.Scalar), _equal),
+    **dict.fromkeys((aten.ne.Tensor, aten.ne.Scalar), _unequal),
     **{getattr(aten, f"logical_{name}").default: rule for name, rule in _LOGICAL.items()},
     **{getattr(aten, f"bitwise_{name}").Tensor: _LOGICAL[name] for name in _BINARY},
     **{getattr(aten, f"__{name}__").Tensor: _LOGICAL[name] for name in _BINARY},
@@ -698,7 +705,7 @@ POINTWISE: dict[Any, Callable[..., Expr]] = {
 }
 
 _COMPARING = frozenset(
-    getattr(getattr(aten, name), kind) for name in (*_COMPARISONS, "ne") for kind in ("Tensor", "Scalar")
+    getattr(getattr(aten, name), kind) for name in (*_COMPARISONS, "eq", "ne") for kind in ("Tensor", "Scalar")
 )
 _DECIDING = frozenset(
     {

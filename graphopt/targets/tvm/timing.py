@@ -70,9 +70,9 @@ def _operators(launch: Launch) -> str:
 
 
 @cache
-def bandwidth(size: int) -> float:
-    """Bytes per second that all of torch's threads read together, each a piece of so many bytes again and again."""
-    isa, threads = detect(), torch.get_num_threads()
+def bandwidth(size: int, threads: int) -> float:
+    """Bytes per second that torch's threads read together, each a piece of so many bytes again and again."""
+    isa = detect()
     sums = 8
     vectors = max(1, size // (4 * isa.lanes * sums))
     floats, repeats = vectors * sums * isa.lanes, max(1, (64 << 20) // size)

@@ -444,6 +444,11 @@ def _minimum(x: Value, y: Value) -> Value:
     return x.function("llvm.minimum", y, flags="nsz ")
 
 
+def _equal(x: Value, y: Value) -> Value:
+    """1 or 0. TVM would take ``x == x`` for true, which not-a-number is not."""
+    return x.constant(1.0).where(x.equals(y), 0.0)
+
+
 def _lane_sum(x: Value) -> Value:
     return x.across("llvm.vector.reduce.fadd", "reassoc ", start="float -0.0")
 
@@ -503,6 +508,7 @@ _FORMULAS: Mapping[str, Callable[..., Value]] = {
     "round": _round,
     "maximum": _maximum,
     "minimum": _minimum,
+    "equal": _equal,
     "relu": _relu,
     "exp": _exp,
     "exp_nonpositive": _exp_nonpositive,
