@@ -218,9 +218,7 @@ class _Builder:
         self.module, self.name, self.observed, self.roles = module, name, observed, roles
         self.passes, self.choice, self.strict, self.observers = passes, choice, strict, observers
         self.captures = captures
-        self.often = (
-            _EVERY_STEP  # stages that the target builds; code that keeps weights packed would keep them in memory
-        )
+        self.often = _EVERY_STEP  # stages that the target builds
 
     def _order(self, target: Target) -> Sequence[Pass]:
         """The passes that the user gave, else those that suit a target."""

@@ -152,7 +152,8 @@ class Winograd(Pass):
         """Bytes of the input, transformed."""
         batch, _, rows, columns = shape(node)
         source, points = val(bind(node)["input"]), winograd.transforms(tile).points ** 2
-        return int(nbytes(source[:1, :, :1, :1])) * points * batch * ceil(rows / tile) * ceil(columns / tile)
+        numbers = source.shape[1] * points * batch * ceil(rows / tile) * ceil(columns / tile)
+        return int(source.element_size() * numbers)
 
     def _bytes(self, node: fx.Node, tile: int | None) -> int:
         """Of the weight, transformed or as it is."""
