@@ -152,6 +152,9 @@ BOUNDS: dict[str, tuple[Callable[..., Double], Callable[[Double, Double], Double
     "gelu_tanh": (gelu_tanh, of_argument, 4.0),
     "sin": (np.sin, of_one, 1.0),
     "cos": (np.cos, of_one, 1.0),
+    "equal": (lambda x, y: np.equal(x, y) * 1.0, ulp, 0.0),
+    "less": (lambda x, y: np.less(x, y) * 1.0, ulp, 0.0),
+    "at_most": (lambda x, y: np.less_equal(x, y) * 1.0, ulp, 0.0),
 }
 
 
@@ -211,6 +214,9 @@ def test_arguments() -> None:
         "maximum": 2,
         "minimum": 2,
         "pow": 2,
+        "equal": 2,
+        "less": 2,
+        "at_most": 2,
     }
 
 
