@@ -68,8 +68,10 @@ def launches(made: Built) -> int:
 
 # Calls with x and y of one shape, p of positive numbers, row, which is broadcast, z of no dimension, integers i and
 # booleans b.
-UNARY = ("abs", "cos", "erf", "exp", "relu", "sigmoid", "silu", "sin", "tanh")
-UNARY += ("ceil", "exp2", "expm1", "floor", "hardsigmoid", "hardswish", "mish", "relu6", "round", "square")
+UNARY = (
+    *("abs", "cos", "erf", "exp", "relu", "sigmoid", "silu", "sin", "tanh"),
+    *("ceil", "exp2", "expm1", "floor", "hardsigmoid", "hardswish", "mish", "relu6", "round", "square"),
+)
 COMPARED = ("eq", "ne", "lt", "le", "gt", "ge")
 POSITIVE = ("log", "reciprocal", "rsqrt", "sqrt")
 CALLS: dict[Any, Sequence[str]] = {
