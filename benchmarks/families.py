@@ -185,7 +185,8 @@ def families() -> dict[str, Callable[[], tuple[torch.nn.Module, Call]]]:
             up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
         ),
         "UNetMotionModel": lambda: _made(
-            diffusers.UNetMotionModel, {"sample": _r(1, 4, 3, 8, 8), "timestep": _TIME, **_text(8)},
+            diffusers.UNetMotionModel,
+            {"sample": _r(1, 4, 3, 8, 8), "timestep": _TIME, "encoder_hidden_states": _r(3, 5, 8)},
             sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
             num_attention_heads=2, motion_num_attention_heads=2,
             down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),

@@ -77,7 +77,10 @@ POSITIVE = ("log", "reciprocal", "rsqrt", "sqrt")
 CALLS: dict[Any, Sequence[str]] = {
     **{getattr(aten, name).default: ("x",) for name in UNARY},
     **{getattr(aten, name).default: ("p", "x") for name in POSITIVE},
-    **{getattr(aten, name).Tensor: ("x, y", "x, row", "x, i", "i, i", "b, b", "i, b", "z, x") for name in COMPARED},
+    **{
+        getattr(aten, name).Tensor: ("x, y", "x, x", "x, row", "x, i", "i, i", "b, b", "i, b", "z, x")
+        for name in COMPARED
+    },
     **{getattr(aten, name).Scalar: ("x, 0.5", "i, 2", "i, 1.5", "b, 0") for name in COMPARED},
     **{getattr(aten, f"logical_{name}").default: ("b, x", "i, b", "b, b") for name in ("and", "or", "xor")},
     **{getattr(aten, f"bitwise_{name}").Tensor: ("b, b",) for name in ("and", "or", "xor")},

@@ -134,7 +134,6 @@ BOUNDS: dict[str, tuple[Callable[..., Double], Callable[[Double, Double], Double
     "floor": (np.floor, ulp, 0.0),
     "ceil": (np.ceil, ulp, 0.0),
     "round": (np.round, ulp, 0.0),
-    "equal": (lambda x, y: (x == y).astype(np.float64), ulp, 0.0),
     "maximum": (np.maximum, ulp, 0.0),
     "minimum": (np.minimum, ulp, 0.0),
     "relu": (lambda x: np.maximum(x, 0), ulp, 0.0),
@@ -153,6 +152,9 @@ BOUNDS: dict[str, tuple[Callable[..., Double], Callable[[Double, Double], Double
     "gelu_tanh": (gelu_tanh, of_argument, 4.0),
     "sin": (np.sin, of_one, 1.0),
     "cos": (np.cos, of_one, 1.0),
+    "equal": (lambda x, y: np.equal(x, y) * 1.0, ulp, 0.0),
+    "less": (lambda x, y: np.less(x, y) * 1.0, ulp, 0.0),
+    "at_most": (lambda x, y: np.less_equal(x, y) * 1.0, ulp, 0.0),
 }
 
 
@@ -209,10 +211,12 @@ def test_text_defines_and_declares_once() -> None:
 def test_arguments() -> None:
     assert {name: count for name, count in vectormath.FUNCTIONS.items() if count != 1} == {
         "fma": 3,
-        "equal": 2,
         "maximum": 2,
         "minimum": 2,
         "pow": 2,
+        "equal": 2,
+        "less": 2,
+        "at_most": 2,
     }
 
 

@@ -90,10 +90,9 @@ def contraction(node: fx.Node) -> Contraction | None:
     if node.target in (aten.addmm.default, aten.baddbmm.default):
         if (bound["beta"], bound["alpha"]) != (1, 1):
             return None
-        factors = [bound[name] for name in ("mat1", "mat2", "batch1", "batch2") if name in bound]
-        left, right = factors
-        return _matmul(left, right, bound["self"])
-    return _matmul(bound["self"], bound["mat2"] if "mat2" in bound else bound["other"])
+        one, other = ("mat1", "mat2") if "mat1" in bound else ("batch1", "batch2")
+        return _matmul(bound[one], bound[other], bound["self"])
+    return _matmul(bound["self"], bound["mat2" if "mat2" in bound else "other"])
 
 
 def _matmul(left: fx.Node, right: fx.Node, bias: fx.Node | None = None) -> Contraction | None:
@@ -124,9 +123,8 @@ def _einsum(bound: dict[str, Any]) -> Contraction | None:
         return None
     if any(len(set(dims)) != len(dims) for dims in (*operands, out)):
         return None
-    left, right = bound["tensors"]
-    one, other = operands
-    return _contraction(left, right, one, other, out)
+    (left, right), (left_dims, right_dims) = bound["tensors"], operands
+    return _contraction(left, right, left_dims, right_dims, out)
 
 
 def _contraction(

@@ -160,17 +160,13 @@ class Emitter:
         """
         own, lanes = dtype_of(value), lanes_of(value)
         if dtype == "bool":
-            return 1.0 - self.equal(value, self.spread(tirx.const(0, own), lanes))
+            return self.truth(tirx.EQ(value, self.spread(tirx.const(0, own), lanes)), 0, 1)
         return value if own == dtype else tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
 
-    def truth(self, condition: Expr) -> Expr:
-        """1 where a condition holds, and 0 elsewhere."""
+    def truth(self, condition: Expr, yes: int = 1, no: int = 0) -> Expr:
+        """1 where a condition holds, and 0 elsewhere; or the other way round."""
         lanes = lanes_of(condition)
-        return tirx.Select(condition, self.spread(1.0, lanes), self.spread(0.0, lanes))
-
-    def equal(self, one: Expr, other: Expr) -> Expr:
-        """1 where two values of one dtype are equal, and 0 elsewhere; not-a-number equals nothing."""
-        return self.call("equal", one, other) if dtype_of(one) == "float32" else self.truth(tirx.EQ(one, other))
+        return tirx.Select(condition, self.spread(float(yes), lanes), self.spread(float(no), lanes))
 
     def call(self, function: str, *values: Expr) -> Expr:
         """A function of `vectormath` over float32 numbers or vectors of equal lanes."""

@@ -426,21 +426,22 @@ def _clamp(emitter: Emitter, self: Any, min: Any = None, max: Any = None) -> Exp
     return self if max is None else _extreme(emitter, "minimum", self, max)
 
 
-def _compared(compare: Callable[[Any, Any], Expr]) -> Callable[..., Expr]:
+def _compared(holds: str, *, turned: bool = False, no: bool = False) -> Callable[..., Expr]:
+    """A comparison of two numbers: whether it `holds`, or does so with them `turned` around, or does `no`t.
+
+    Those of floats are functions: TVM 0.27 takes a number to equal itself, which not-a-number does not.
+    """
+    of_integers = {"equal": tirx.EQ, "less": tirx.LT, "at_most": tirx.LE}[holds]
+
     def rule(emitter: Emitter, self: Any, other: Any) -> Expr:
         self, other = (_of(emitter, value, like) for value, like in ((self, other), (other, self)))
-        return emitter.truth(compare(self, emitter.spread(other, lanes_of(self))))
+        pair = (other, self) if turned else (self, other)
+        if dtype_of(self) == "float32":
+            found = emitter.call(holds, *pair)
+            return 1.0 - found if no else found
+        return emitter.truth(of_integers(*pair), 1 - no, int(no))
 
     return rule
-
-
-def _equal(emitter: Emitter, self: Any, other: Any) -> Expr:
-    self, other = (_of(emitter, value, like) for value, like in ((self, other), (other, self)))
-    return emitter.equal(self, emitter.spread(other, lanes_of(self)))
-
-
-def _unequal(emitter: Emitter, self: Any, other: Any) -> Expr:
-    return 1.0 - _equal(emitter, self, other)
 
 
 def _of(emitter: Emitter, value: Any, like: Any) -> Expr:
@@ -611,11 +612,13 @@ CHANNELWISE: dict[Any, tuple[str, ...]] = {
     aten.prelu.default: ("weight",),
 }
 
-_COMPARISONS: dict[str, Callable[[Any, Any], Expr]] = {
-    "lt": tirx.LT,
-    "le": tirx.LE,
-    "gt": tirx.GT,
-    "ge": tirx.GE,
+_COMPARISONS: dict[str, Callable[..., Expr]] = {
+    "eq": _compared("equal"),
+    "ne": _compared("equal", no=True),
+    "lt": _compared("less"),
+    "le": _compared("at_most"),
+    "gt": _compared("less", turned=True),
+    "ge": _compared("at_most", turned=True),
 }
 _LOGICAL: dict[str, Callable[..., Expr]] = {
     "and": lambda e, self, other: self * other,
@@ -694,19 +697,15 @@ POINTWISE: dict[Any, Callable[..., Expr]] = {
     **{target: _filled for target in POSITIONS if "arange" not in str(target)},
     **dict.fromkeys(LOOKUPS, lambda e, self: self),
     **dict.fromkeys(SAMPLED, lambda e, *operands: operands[0]),
-    **{getattr(aten, name).Tensor: _compared(compare) for name, compare in _COMPARISONS.items()},
-    **{getattr(aten, name).Scalar: _compared(compare) for name, compare in _COMPARISONS.items()},
-    **dict.fromkeys((aten.eq.Tensor, aten.eq.Scalar), _equal),
-    **dict.fromkeys((aten.ne.Tensor, aten.ne.Scalar), _unequal),
+    **{getattr(aten, name).Tensor: rule for name, rule in _COMPARISONS.items()},
+    **{getattr(aten, name).Scalar: rule for name, rule in _COMPARISONS.items()},
     **{getattr(aten, f"logical_{name}").default: rule for name, rule in _LOGICAL.items()},
     **{getattr(aten, f"bitwise_{name}").Tensor: _LOGICAL[name] for name in _BINARY},
     **{getattr(aten, f"__{name}__").Tensor: _LOGICAL[name] for name in _BINARY},
     aten.bitwise_not.default: _LOGICAL["not"],
 }
 
-_COMPARING = frozenset(
-    getattr(getattr(aten, name), kind) for name in (*_COMPARISONS, "eq", "ne") for kind in ("Tensor", "Scalar")
-)
+_COMPARING = frozenset(getattr(getattr(aten, name), kind) for name in _COMPARISONS for kind in ("Tensor", "Scalar"))
 _DECIDING = frozenset(
     {
         *(getattr(aten, f"logical_{name}").default for name in _LOGICAL),

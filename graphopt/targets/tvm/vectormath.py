@@ -8,7 +8,7 @@ multiplication; infinities, zeros and not-a-number come where torch has them:
 
 | functions | largest error measured |
 |---|---|
-| fma, abs, sqrt, floor, ceil, round, relu, maximum, minimum | rounded once, or exact |
+| fma, abs, sqrt, floor, ceil, round, relu, maximum, minimum, equal, less, at_most | rounded once, or exact |
 | rsqrt | 1.5 |
 | exp, exp_nonpositive, exp2, expm1, log | 1.5, 0.9, 1.1, 1.6, 0.9 |
 | sigmoid, softplus | 2.2, 2.0 |
@@ -20,7 +20,8 @@ multiplication; infinities, zeros and not-a-number come where torch has them:
 | lane_sum | in any order |
 
 `exp_nonpositive` is `exp` for x ≤ 0, as in a softmax, in three instructions less. `maximum`, `minimum` and `lane_max`
-of anything and not-a-number are not-a-number; zeros of either sign are equal. `round` rounds halves to even.
+of anything and not-a-number are not-a-number; zeros of either sign are equal. `equal`, `less` and `at_most` are 1 where
+that holds and 0 elsewhere, not-a-number being none of it. `round` rounds halves to even.
 """
 
 from __future__ import annotations
@@ -161,6 +162,9 @@ class Value:
 
     def __gt__(self, other: Number) -> Value:
         return self._compare("fcmp ogt", other)
+
+    def __le__(self, other: Number) -> Value:
+        return self._compare("fcmp ole", other)
 
     def equals(self, other: Number) -> Value:
         return self._compare("icmp eq" if self.kind == "i32" else "fcmp oeq", other)
@@ -445,8 +449,15 @@ def _minimum(x: Value, y: Value) -> Value:
 
 
 def _equal(x: Value, y: Value) -> Value:
-    """1 or 0. TVM would take ``x == x`` for true, which not-a-number is not."""
     return x.constant(1.0).where(x.equals(y), 0.0)
+
+
+def _less(x: Value, y: Value) -> Value:
+    return x.constant(1.0).where(x < y, 0.0)
+
+
+def _at_most(x: Value, y: Value) -> Value:
+    return x.constant(1.0).where(x <= y, 0.0)
 
 
 def _lane_sum(x: Value) -> Value:
@@ -508,7 +519,6 @@ _FORMULAS: Mapping[str, Callable[..., Value]] = {
     "round": _round,
     "maximum": _maximum,
     "minimum": _minimum,
-    "equal": _equal,
     "relu": _relu,
     "exp": _exp,
     "exp_nonpositive": _exp_nonpositive,
@@ -525,6 +535,9 @@ _FORMULAS: Mapping[str, Callable[..., Value]] = {
     "gelu_tanh": _gelu_tanh,
     "sin": _sin,
     "cos": _cos,
+    "equal": _equal,
+    "less": _less,
+    "at_most": _at_most,
     "lane_sum": _lane_sum,
     "lane_max": _lane_max,
 }
