@@ -381,7 +381,7 @@ def process(folder: Path) -> subprocess.Popen[str]:
 
 
 def output(started: subprocess.Popen[str]) -> str:
-    found, errors = started.communicate(timeout=200)
+    found, errors = started.communicate(timeout=280)
     assert started.returncode == 0, errors
     return found.strip()
 

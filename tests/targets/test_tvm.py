@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import itertools
+import platform
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -837,6 +838,9 @@ def test_a_graph_that_cannot_be_built_names_the_stage(monkeypatch: pytest.Monkey
 def test_why_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Tvm().unavailable(torch.device("cpu")) is None
     assert "not for cuda" in str(Tvm().unavailable(torch.device("cuda")))
+    with monkeypatch.context() as patch:
+        patch.setattr(platform, "machine", lambda: "aarch64")
+        assert "for x86-64 under Linux, not for aarch64 under linux" in str(Tvm().unavailable(torch.device("cpu")))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install 'graphopt[tvm]'" in str(Tvm().unavailable(torch.device("cpu")))
 

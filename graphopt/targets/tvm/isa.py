@@ -48,7 +48,7 @@ def detect() -> Isa:
 
 
 def of(cpu: str) -> Isa:
-    """A CPU by LLVM's name; one that LLVM does not know has what every x86-64 or AArch64 has."""
+    """A CPU by LLVM's name; one that LLVM does not know has what every x86-64 has."""
     import tvm
 
     target = tvm.target.Target({"kind": "llvm", "mcpu": cpu})

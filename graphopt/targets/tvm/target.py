@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
+import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,6 +14,7 @@ from ...errors import TargetError
 from ...ir.effects import has_effect
 from ...ir.stages import Part
 from ..base import Kernel, Target
+from .host import openmp
 
 
 class Tvm(Target):
@@ -29,8 +32,8 @@ class Tvm(Target):
             return "TVM is not installed: pip install 'graphopt[tvm]'"
         if device.type != "cpu":
             return f"it generates code for the CPU, not for {device.type}"
-        from .host import openmp
-
+        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+            return f"it generates code for x86-64 under Linux, not for {platform.machine()} under {sys.platform}"
         return openmp()
 
     def build(self, part: Part, examples: Sequence[Any]) -> Kernel:
