@@ -62,7 +62,7 @@ class FoldScales(Pass):
         known = stages(program)
         for node in program.calls(*_SCALES, *_SHIFTS, *_NORMS):
             source, scale, shift = _terms(node, known)
-            if known[node] == WEIGHTS or (scale is None and shift is None):
+            if known[node] == WEIGHTS or (scale is None and shift is None) or not isinstance(source, fx.Node):
                 continue
             found = {"stages": known, "source": source, "scale": scale, "shift": shift}
             if any(user.target in LAYERS and bind(user)["input"] is node for user in node.users):
@@ -128,11 +128,8 @@ def _terms(node: fx.Node, known: dict[fx.Node, Stage]) -> tuple[fx.Node, Any, An
     if node.target in _NORMS:
         return bound["input"], bound["weight"], bound.get("bias")
     source, factor = bound["self"], bound["other"]
-    commutes = node.target in (aten.mul.Tensor, aten.add.Tensor) and isinstance(factor, fx.Node)
-    if commutes and (not isinstance(source, fx.Node) or known[source] == WEIGHTS):
+    if node.target in (aten.mul.Tensor, aten.add.Tensor) and known.get(source, WEIGHTS) == WEIGHTS:  # or a number
         source, factor = factor, source
-    if not isinstance(source, fx.Node):
-        return node, None, None
     return (source, None, factor) if node.target in _SHIFTS else (source, factor, None)
 
 
