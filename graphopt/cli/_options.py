@@ -31,7 +31,7 @@ def check_names(target: str, passes: str | None, extra: Sequence[str] = ()) -> N
     """
     if not entry_points(group="graphopt.targets"):
         known = [name for name in _files("targets") if name != "base"]
-        for name in [target] if target == "auto" else target.split(","):
+        for name in [] if target == "auto" else target.split(","):
             if name not in known:
                 raise _unknown_target(name, known)
     if not entry_points(group="graphopt.passes"):
