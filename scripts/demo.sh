@@ -3,6 +3,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-prepare
+prepare tvm
 cd "$ROOT"
 run "$VENV/bin/graphopt" demo "$@"

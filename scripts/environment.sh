@@ -64,6 +64,7 @@ prepare() {
     fi
     say "installing graphopt and what it needs into $VENV (the first time takes minutes)"
     run "$VENV/bin/python" -m pip install --quiet --editable "$ROOT${extra:+[$extra]}"
-    # Every environment holds plain graphopt, so that the demonstration does not install again after the tests.
+    # What an environment holds beside its extra, so that the demonstration does not install again after the tests.
     printf '%s\n' "$sum" | tee "$stamp" >"$VENV/graphopt.stamp"
+    [ "$extra" != dev ] || cp "$stamp" "$VENV/graphopt-tvm.stamp" # dev holds tvm
 }
