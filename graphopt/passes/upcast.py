@@ -1,7 +1,7 @@
 """``y: bf16 = f(x: bf16)  →  y: bf16 = cast(f(cast(x): f32): f32)``: compute in float32, round at the ends alone.
 
-where: float16 or bfloat16 on a CPU that has no instructions for it; sizes known; nothing reads the bits of a value, and
-    no result is an integer or a truth value. All that depends on an input or weight of such a type is widened, or
+where: float16 or bfloat16 on a CPU that has no instructions for it; sizes known; nothing is placed in a stage yet, or
+    reads the bits of a value; no result is an integer or a truth value. All that depends on an input or weight of such a type is widened, or
     nothing; what is rounded without one (a timestep) stays rounded.
 because: such a CPU converts every operand of every operation and rounds every result, in software; between the
     operations of a step nobody sees them. Weights are widened once, in the weights stage. What rounding in between
@@ -89,6 +89,8 @@ class Upcast(Pass):
                 reason = f"it runs on {val(node).device.type}"
             elif kind in _HALVES and not self.always and _HALVES[kind]():
                 reason = f"this CPU has instructions for {kind}"
+            elif "placement" in node.meta:
+                reason = "it is placed in a stage already, which what it reads would have to be, too"
             elif kind == torch.complex32:
                 reason = "complex numbers of halves are not widened"
             elif node.op == "call_function" and kind in _HALVES and has_effect(node):

@@ -121,3 +121,12 @@ def test_decisions_stay() -> None:
 def test_an_input_that_is_given_back_is_the_same_object() -> None:
     after = check_pass(ALWAYS, sketch("y = ops.aten.neg.default(x)\nreturn (x, y)", x="bf16[4]").program).program
     assert after.results[0] is after.placeholders[0]
+
+
+def test_not_after_placing() -> None:
+    before = sketch(LINEAR, x="bf16[4, 8]", w="weight bf16[512, 8]", b="weight bf16[512]")
+    doubled = sketch("y = ops.aten.mul.Tensor(w, 2)\nz = ops.aten.mul.Tensor(x, y)\nreturn (z,)",
+                     x="bf16[4, 8]", w="weight bf16[4, 8]")  # fmt: skip
+    assert check_pass(ALWAYS, before.rewritten(FoldConstants()).program).fired == 1  # nothing to place
+    (reason,) = check_pass(ALWAYS, doubled.rewritten(FoldConstants()).program).reasons
+    assert reason.startswith("it is placed in a stage already")
