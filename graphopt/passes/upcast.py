@@ -1,8 +1,8 @@
 """``y: bf16 = f(x: bf16)  →  y: bf16 = cast(f(cast(x): f32): f32)``: compute in float32, round at the ends alone.
 
 where: float16 or bfloat16 on a CPU that has no instructions for it; sizes known; nothing is placed in a stage yet, or
-    reads the bits of a value; no result is an integer or a truth value. All that depends on an input or weight of such a type is widened, or
-    nothing; what is rounded without one (a timestep) stays rounded.
+    reads the bits of a value; no result is an integer or a truth value. All that depends on an input or weight of such
+    a type is widened, or nothing; what is rounded without one (a timestep) stays rounded.
 because: such a CPU converts every operand of every operation and rounds every result, in software; between the
     operations of a step nobody sees them. Weights are widened once, in the weights stage. What rounding in between
     would have lost stays: results are nearer to exact ones.
