@@ -50,6 +50,8 @@ from graphopt.passes import (
     PackWeights,
     ShareRepeats,
     SplitConcat,
+    Upcast,
+    Winograd,
 )
 from graphopt.testing import check_sequence, minimise, random_graph, random_sequence
 from graphopt.testing.minimise import shortest
@@ -65,6 +67,8 @@ EAGER: tuple[Pass, ...] = (
     PackWeights(min_flops=0),
     ShareRepeats(flops_per_byte=1e-3, dispatch_bytes=0),
     SplitConcat(flops_per_byte=1e-3, dispatch_bytes=0),
+    Upcast(always=True),
+    Winograd(min_gain=0.0),
 )
 
 

@@ -50,7 +50,6 @@ class Winograd(Pass):
     max_workspace : bytes of a transformed input, at most.
     flops_per_byte : FLOPs done in the time of reading a byte of a weight.
     transform_flops : FLOPs done in the time of transforming a number of the input or of the sums.
-    height : output channels that kernels read together.
     """
 
     tiles: tuple[int, ...] = (2, 4)
@@ -59,8 +58,8 @@ class Winograd(Pass):
     max_workspace: int = 512 << 20
     flops_per_byte: float = 10.0
     transform_flops: float = 40.0
-    height: int = 6
 
+    height: ClassVar[int] = 6  # output channels that kernels read together
     accuracy: ClassVar[Accuracy] = "rounding"
     repeat: ClassVar[bool] = False  # what was refused stays so
 
