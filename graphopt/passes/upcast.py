@@ -97,6 +97,8 @@ class Upcast(Pass):
                 reason = f"{node.target} does more than compute a value"
             elif node.target in STRIDE_READERS and any(map(_is_half, (node, *node.all_input_nodes))):
                 reason = f"{node.target} reads how its argument lies in memory"
+            elif node in within and program.output in node.users and not _is_dense(val(node)):
+                reason = "a result is part of a larger value, and its cast would lie otherwise"
             elif node in within and program.output in node.users and not _is_float(node):
                 reason = f"a result is of {kind}: what rounding decides would be decided otherwise"
             if reason:
@@ -138,6 +140,11 @@ def _within(program: Program) -> set[fx.Node]:
 
 def _is_half(node: fx.Node) -> bool:
     return _dtype(node) in _HALVES
+
+
+def _is_dense(value: Any) -> bool:
+    """Whether a copy of a (fake) tensor has its strides."""
+    return not isinstance(value, torch.Tensor) or torch.empty_like(value).stride() == value.stride()
 
 
 def _is_float(node: fx.Node) -> bool:
