@@ -88,16 +88,9 @@ def _conv_transpose(bound: dict[str, Any], result: Any) -> Any:
 def _winograd(bound: dict[str, Any], result: Any) -> Any:
     """Products alone, as for other convolutions: not the transforms."""
     batch, _, rows, columns = (size(n) for n in result.shape)
-    tile, points = bound["tile"], val(bound["weight"]).shape[0]
-    return (
-        2
-        * points
-        * bound["outputs"]
-        * size(val(bound["input"]).shape[1])
-        * batch
-        * -(-rows // tile)
-        * -(-columns // tile)
-    )
+    tile, points, channels = bound["tile"], val(bound["weight"]).shape[0], size(val(bound["input"]).shape[1])
+    tiles = batch * -(-rows // tile) * -(-columns // tile)
+    return 2 * points * bound["outputs"] * channels * tiles
 
 
 def _matmul(bound: dict[str, Any], result: Any) -> Any:

@@ -50,6 +50,11 @@ def fixed(layer: fx.Node, known: Mapping[fx.Node, Stage]) -> str | None:
     return None
 
 
+def pair(value: list[int]) -> list[int]:
+    """A convolution's option for both dimensions: ``[1]`` means ``[1, 1]``."""
+    return list(value) * 2 if len(value) == 1 else list(value)
+
+
 def place(layers: Sequence[fx.Node], layer: fx.Node) -> fx.Node:
     """Before which node to form new weights of one of several layers: the first, so that all can be merged there.
 

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..ir.cost import node_cost
+from ..ir.layers import pair
 from ..ir.layout import has_symbols, refresh
 from ..ir.program import Program, bind, shape, val
 from ..ir.rewrite import Accuracy, Match, Pass, Refusal
@@ -99,7 +100,7 @@ class PackWeights(Pass):
             geometry: tuple[Any, ...] = ()
             node.target = mkldnn._linear_pointwise.default
         else:
-            padding, stride, dilation = (_pair(bound[name]) for name in ("padding", "stride", "dilation"))
+            padding, stride, dilation = (pair(bound[name]) for name in ("padding", "stride", "dilation"))
             geometry = (padding, stride, dilation, bound["groups"])
             packed = program.call(mkldnn._reorder_convolution_weight.default, weight, *geometry, sizes, before=node)
             node.target = mkldnn._convolution_pointwise.default
@@ -112,8 +113,3 @@ class PackWeights(Pass):
 def _lies_plain(bias: torch.Tensor, size: int) -> bool:
     """Whether a bias is one contiguous number per output channel."""
     return tuple(bias.shape) == (size,) and bias.is_contiguous()
-
-
-def _pair(value: list[int]) -> list[int]:
-    """A convolution's option for both dimensions: ``[1]`` means ``[1, 1]``."""
-    return list(value) * 2 if len(value) == 1 else list(value)

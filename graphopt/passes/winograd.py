@@ -29,6 +29,7 @@ from torch import fx
 
 from ..ir import winograd
 from ..ir.cost import nbytes
+from ..ir.layers import pair
 from ..ir.layout import has_symbols, refresh
 from ..ir.program import Program, bind, shape, val
 from ..ir.rewrite import Accuracy, Match, Pass, Refusal
@@ -104,7 +105,7 @@ class Winograd(Pass):
         outputs = shape(match["weight"])[0]
         node.target = winograd.conv2d
         node.args, node.kwargs = (
-            (bound["input"], transformed, bound["bias"], outputs, _pair(bound["padding"]), tile, self.height),
+            (bound["input"], transformed, bound["bias"], outputs, pair(bound["padding"]), tile, self.height),
             {},
         )
         node._rename("winograd")
@@ -161,8 +162,3 @@ class Winograd(Pass):
             return int(nbytes(weight))
         outputs = ceil(weight.shape[0] / self.height) * self.height
         return int(weight.element_size() * winograd.transforms(tile).points ** 2 * outputs * weight.shape[1])
-
-
-def _pair(value: list[int]) -> list[int]:
-    """An option for both dimensions: ``[1]`` means ``[1, 1]``."""
-    return list(value) * 2 if len(value) == 1 else list(value)

@@ -519,8 +519,8 @@ def weighted(taps: Sequence[Tap]) -> Callable[..., Expr]:
 
 def _averaged(node: fx.Node, source: fx.Node, index: Index) -> list[Tap]:
     bound = bind(node)
-    rows, columns = _pair(bound["kernel_size"])
-    down, right = _pair(bound["stride"] or bound["kernel_size"])
+    rows, columns = pair(bound["kernel_size"])
+    down, right = pair(bound["stride"] or bound["kernel_size"])
     *front, row, column = index
     return [
         Tap((*front, row * down + i, column * right + j), 1 / (rows * columns))
@@ -548,7 +548,8 @@ def _interpolated(node: fx.Node, source: fx.Node, index: Index) -> list[Tap]:
     return taps
 
 
-def _pair(value: Sequence[int]) -> tuple[int, int]:
+def pair(value: Sequence[int]) -> tuple[int, int]:
+    """An option of a convolution for both dimensions: one number holds for both."""
     return value[0], value[-1]
 
 
@@ -557,7 +558,7 @@ def _samples(node: fx.Node) -> bool:
     bound = bind(node)
     if node.target is aten.avg_pool2d.default:
         whole = not any(bound["padding"]) and not bound["ceil_mode"] and bound["divisor_override"] is None
-        return whole and math.prod(_pair(bound["kernel_size"])) <= _TAPS
+        return whole and math.prod(pair(bound["kernel_size"])) <= _TAPS
     old, new = val(bound["input"]).shape[2:], val(node).shape[2:]
     scales = bound["scale_factors"]
     return scales is None or all(size * scale == to for size, scale, to in zip(old, scales, new, strict=True))

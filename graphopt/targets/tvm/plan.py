@@ -7,7 +7,7 @@ its own size, are computed there. Views are resolved where they are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ from .operators import (
     is_tensor,
     padding_mode,
     pads,
+    pair,
     view_source,
 )
 
@@ -191,12 +192,8 @@ def _transposed(node: fx.Node, bound: dict[str, Any]) -> bool:
     sizes = val(bound["weight"]).shape[2:]
     options = (bound[name] for name in ("padding", "dilation"))
     return all(
-        padding <= dilation * (size - 1) for padding, dilation, size in zip(*map(_both, options), sizes, strict=True)
+        padding <= dilation * (size - 1) for padding, dilation, size in zip(*map(pair, options), sizes, strict=True)
     )
-
-
-def _both(option: Sequence[int]) -> tuple[int, int]:
-    return option[0], option[-1]
 
 
 def _reduction(node: fx.Node, bound: dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from .contraction import BROADCAST, Contraction, contraction
 from .emit import Buffer, Emitter, Expr, Kernel
 from .emit import lanes_of as lanes_in
 from .isa import Isa
-from .operators import STORED, Index, broadcast, pads, unflattened
+from .operators import STORED, Index, broadcast, pads, pair, unflattened
 from .places import Launch, Panels, Place, Scratch, Turned
 from .plan import Group, plan
 from .reading import Lanes, Layout, Leaf, Reader, Tree, lanes_of, strides_of, vector_of
@@ -242,7 +242,7 @@ class Builder:
         bound = bind(group.anchor)
         source, weight, bias = bound["input"], bound["weight"], bound["bias"]
         batch, channels, height, width = val(source).shape
-        stride, padding, dilation = (_pair(bound[name]) for name in ("stride", "padding", "dilation"))
+        stride, padding, dilation = (pair(bound[name]) for name in ("stride", "padding", "dilation"))
         outputs, _, *kernel = val(weight).shape
         g = conv.Geometry(batch, channels, height, width, outputs, (kernel[0], kernel[1]), stride, padding, dilation)
         layout = conv.Layout(g, self.isa.lanes)
@@ -254,16 +254,7 @@ class Builder:
             return before.value(emitter, buffers, source, index, lanes)
 
         self.launch(conv.pad(self.name("pad"), layout, self.isa, ["float32"] * (len(reads) + 1), read), [*reads, laid])
-        after = After(self, group, self.layout, [bias] if bias is not None else [], [])
-
-        def finish(emitter: Emitter, buffers: Sequence[Buffer], index: Index, value: Expr, lanes: Lanes | None) -> None:
-            at = (*index[:3], _at(index[3], lanes))
-            if layout.flat:
-                at = (*index[:2], *unflattened(at[3], (g.rows, g.columns)))
-            if bias is not None:
-                value = value + after.value(emitter, buffers, bias, index[1:2], lanes)
-            after.write(emitter, buffers, at, emitter.let(value), lanes)
-
+        after, finish = self._sums(group, g, layout, bias, lambda index: index)
         taps = tuple(layout.tap(row, column) for row in range(kernel[0]) for column in range(kernel[1]))
         where = conv.Source(channels * layout.channel, layout.channel, layout.columns, taps, layout.pixels)
         pointers: list[Place] = [*after.pointers, laid, Panels(weight, conv.outputs_of(self.isa))]
@@ -274,7 +265,7 @@ class Builder:
         bound = bind(group.anchor)
         source, weight, bias = bound["input"], bound["weight"], bound["bias"]
         batch, channels, height, width = val(source).shape
-        padding, size, outputs = _pair(bound["padding"]), bound["tile"], bound["outputs"]
+        padding, size, outputs = pair(bound["padding"]), bound["tile"], bound["outputs"]
         shape = winograd.Shape(self.isa, batch, channels, (height, width), outputs, padding, size, bound["height"])
         before = After(self, group, self.layout, [], [source])
         reads = list(before.pointers[:-1])
@@ -580,7 +571,7 @@ class Builder:
         batch, channels, *sizes = val(source).shape
         _, outputs, *kernel = val(weight).shape
         stride, padding, extra, dilation = (
-            _pair(bound[name]) for name in ("stride", "padding", "output_padding", "dilation")
+            pair(bound[name]) for name in ("stride", "padding", "output_padding", "dilation")
         )
         height, width = ((size - 1) * step + 1 + more for size, step, more in zip(sizes, stride, extra, strict=True))
         around = [apart * (size - 1) - less for apart, size, less in zip(dilation, kernel, padding, strict=True)]
@@ -777,11 +768,6 @@ def _lifted(sizes: Sequence[int], fill: int) -> list[int]:
 def _each(value: Sequence[int], dims: int) -> list[int]:
     """An option of a convolution for all dimensions: one number holds for all."""
     return list(value) * dims if len(value) == 1 else list(value)
-
-
-def _pair(value: Sequence[int]) -> tuple[int, int]:
-    """An option of a convolution for both dimensions: one number holds for both."""
-    return value[0], value[-1]
 
 
 def _at(column: Expr, lanes: Lanes | None) -> Expr:
