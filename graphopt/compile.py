@@ -7,6 +7,7 @@ import functools
 import inspect
 import itertools
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from graphopt import pipelines, plugins
 from graphopt.capture.calls import Call, CallTaker
 from graphopt.capture.export import capture
+from graphopt.capture.fingerprint import Executed
 from graphopt.capture.loop import record
 from graphopt.capture.roles import NUMBERS_AS_TENSORS, check_roles, explicit, observe, roles_by_name
 from graphopt.debug.statistics import Statistics
@@ -27,7 +29,7 @@ from graphopt.ir.relations import Relation, specialise
 from graphopt.ir.rewrite import Observer, Pass, check_is_pass
 from graphopt.ir.stages import Part, split
 from graphopt.ir.verify import example_value
-from graphopt.runtime import race
+from graphopt.runtime import race, shelf
 from graphopt.runtime.evict import Eviction, bring_back
 from graphopt.runtime.installed import Built, Installed
 from graphopt.runtime.kept import Captures
@@ -229,27 +231,25 @@ class _Builder:
         passes = itertools.chain(*map(self._order, self.choice.targets))
         return tuple({kind for pass_ in passes for kind in pass_.exploits})
 
-    def capture(self, call: Call, taker: CallTaker) -> Program:
+    def capture(self, call: Call, taker: CallTaker, executed: Executed | None) -> Program:
         """The Program of a call, with its roles."""
         paths = [p for p, leaf in zip(taker.paths(call), call.leaves, strict=True) if isinstance(leaf, torch.Tensor)]
         # Of the roles named by the user those of arguments that this call passes: optional ones may be left out.
         passed = {path.partition(".")[0] for path in paths}
         mine = {name: role for name, role in self.roles.items() if name.partition(".")[0] in passed}
         roles = explicit(mine, paths, {**roles_by_name(paths), **(self.observed or {})})
+        anew = functools.partial(capture, self.module, taker, call, roles, self.name)
         if self.captures is None:
-            return capture(self.module, taker, call, roles, self.name)
-        again = functools.partial(capture, self.module, taker, call, roles, self.name)
-        return self.captures.of(self.module, call, roles, self.name, again)
+            return shelf.captured(self.module, executed, call, roles, self.name, anew)
+        return self.captures.of(self.module, call, roles, self.name, anew)
 
     def build(self, captured: Program, relations: Sequence[Relation], target: Target) -> Built:
         """Passes, stages and kernels; relations that no pass gains anything from are not assumed."""
         passes = self._order(target)
-        specialised, boundary = specialise(captured, relations)
-        statistics = Statistics()
-        observer = Observers((statistics, *self.observers))
-        observer.program_begins(specialised)
-        program = run_pipeline(passes, specialised, observer, strict=self.strict)
-        used = {k for pass_, r in zip(passes, statistics.records, strict=True) if r.fired for k in pass_.exploits}
+        start = time.perf_counter()
+        observer, run = Observers(self.observers), functools.partial(self._passed, captured, relations, passes)
+        program, boundary, records = run() if self.observers else shelf.passed(captured, relations, passes, run)
+        used = {k for pass_, r in zip(passes, records, strict=True) if r.fired for k in pass_.exploits}
         unused = tuple(entry for entry in relations if type(entry) not in used)
         if unused:
             built = self.build(captured, [entry for entry in relations if entry not in unused], target)
@@ -257,12 +257,22 @@ class _Builder:
             return built
         parts = split(program)
         observer.program_ends(program, parts)
-        built = Built(program, parts, [], [], target, captured, boundary, passes=statistics.records)
+        built = Built(program, parts, [], [], target, captured, boundary, passes=records)
+        built.seconds["passes"] = time.perf_counter() - start
         for part in parts:
             kernel, name = self._build(part, target, built.notes, observer)
             built.kernels.append(kernel)
             built.targets.append(name)
+        built.seconds["code"] = time.perf_counter() - start - built.seconds["passes"]
         return built
+
+    def _passed(self, captured: Program, relations: Sequence[Relation], passes: Sequence[Pass]) -> shelf.Passed:
+        """The Program after passes, how its inputs come out of the arguments, and what each pass did."""
+        specialised, boundary = specialise(captured, relations)
+        statistics = Statistics()
+        observer = Observers((statistics, *self.observers))
+        observer.program_begins(specialised)
+        return run_pipeline(passes, specialised, observer, strict=self.strict), boundary, statistics.records
 
     def _build(self, part: Part, wanted: Target, notes: list[str], observer: Observer) -> tuple[Kernel, str]:
         """The wanted target builds what runs as often as the step; for the rest, generating code is not worth it."""

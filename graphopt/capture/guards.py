@@ -28,10 +28,10 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from graphopt.capture import tags
 
-_TABLES = ("_modules", "_parameters", "_buffers")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+TABLES = ("_modules", "_parameters", "_buffers")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Machinery of nn.Module that does not decide what forward computes without gradients.
-_SKIPPED = frozenset(
+SKIPPED = frozenset(
     {
         "_compiled_call_impl", "_non_persistent_buffers_set", "_is_full_backward_hook", "_backward_hooks",
         "_backward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -39,9 +39,9 @@ _SKIPPED = frozenset(
         "_load_state_dict_post_hooks",
     }
 )  # fmt: skip
-_SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _OPAQUE = (
-    torch.Tensor, type, enum.Enum, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, *_SCALARS,
+    torch.Tensor, type, enum.Enum, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, *SCALARS,
 )  # fmt: skip
 
 
@@ -70,13 +70,13 @@ class ModuleGuard:
         self._holders: list[_Elements] = []
         self._cells: list[tuple[types.CellType, Any]] = []
         self._functions: list[tuple[types.FunctionType, Any]] = []
-        self._hooks = [part.__dict__[name] for part in parts for name in _HOOKS]
+        self._hooks = [part.__dict__[name] for part in parts for name in HOOKS]
         seen = {id(part) for part in parts}
         for part in parts:
             self._remember_class(type(part))
             self._states.append(_Attributes(part))
             for key, value in part.__dict__.items():
-                if key not in _SKIPPED and key not in _TABLES and key not in _HOOKS:
+                if key not in SKIPPED and key not in TABLES and key not in HOOKS:
                     self._follow(value, seen)
         self._children = [part._modules for part in parts if part._modules]
         self._submodules = [list(table.items()) for table in self._children]
@@ -91,14 +91,14 @@ class ModuleGuard:
 
     def _follow(self, value: Any, seen: set[int]) -> None:
         """Remember what a value holds that can change while it stays the same object."""
-        if _is_read_by_value(value) and id(value) not in seen:
+        if is_read_by_value(value) and id(value) not in seen:
             seen.add(id(value))
-            self._arrays.append((value, _contents(value)))
-        if isinstance(value, types.FunctionType) and id(value) not in seen and _foreign_name(value.__module__):
+            self._arrays.append((value, contents(value)))
+        if isinstance(value, types.FunctionType) and id(value) not in seen and foreign_name(value.__module__):
             seen.add(id(value))
             for cell in value.__closure__ or ():
-                self._cells.append((cell, _cell(cell)))
-                self._follow(_cell(cell), seen)
+                self._cells.append((cell, content_of(cell)))
+                self._follow(content_of(cell), seen)
             self._functions.append((value, _made_of(value)))
             self._follow(value.__defaults__, seen)
             self._follow(value.__kwdefaults__, seen)
@@ -117,7 +117,7 @@ class ModuleGuard:
             self._follow(value.__self__, seen)
             return
         inner = getattr(value, "__dict__", None)
-        if isinstance(inner, dict) and (isinstance(value, torch.nn.Module) or _foreign(type(value))):
+        if isinstance(inner, dict) and (isinstance(value, torch.nn.Module) or foreign(type(value))):
             self._remember_class(type(value))
             self._states.append(_Attributes(value))
             for element in inner.values():
@@ -126,7 +126,7 @@ class ModuleGuard:
     def _remember_class(self, kind: type) -> None:
         """Methods and attributes of a class and of its bases, those of torch and of Python left out."""
         for base in kind.__mro__:
-            if base not in self._classes and _foreign(base):
+            if base not in self._classes and foreign(base):
                 attributes = vars(base)
                 self._classes[base] = (attributes, list(attributes.values()))
 
@@ -139,7 +139,7 @@ class ModuleGuard:
         # In one call, without a look-up by name: of most objects the collector finds the class and the dict.
         self._plain = [owner for owner in owners if _is_plain(owner)]
         self._odd = [owner for owner in owners if not _is_plain(owner)]
-        self._empty = [*self._hooks, *(table for part in parts for table in map(vars(part).get, _TABLES) if not table)]
+        self._empty = [*self._hooks, *(table for part in parts for table in map(vars(part).get, TABLES) if not table)]
         self._loose = [holder for holder in self._holders if not holder.tagged]
         self._orders = [holder for holder in self._holders if holder.tagged and holder.ordered]
         held = [holder.holder for holder in self._holders if holder.tagged]
@@ -175,13 +175,13 @@ class ModuleGuard:
             if list(holder.holder) != holder.keys:
                 return False
         for cell, kept in self._cells:
-            if not _alike(_cell(cell), kept):
+            if not _alike(content_of(cell), kept):
                 return False
         for function, made in self._functions:
             if not all(map(_alike, _made_of(function), made)):
                 return False
-        for array, contents in self._arrays:
-            if _contents(array) != contents:
+        for array, kept in self._arrays:
+            if contents(array) != kept:
                 return False
         return all(kind.forward is forward for kind, forward in self._forwards.items())
 
@@ -282,7 +282,7 @@ class _Attributes:
 
     def __init__(self, owner: Any) -> None:
         state = owner.__dict__
-        names = tuple(name for name in state if name not in _SKIPPED)
+        names = tuple(name for name in state if name not in SKIPPED)
         self.owner, self.bound = owner, owner.__dict__ is state
         self.state, self.size = state, len(state) - ("_compiled_call_impl" in state)
         self.getter: Callable[[Any], tuple[Any, ...]] | None = _getter(names)
@@ -353,19 +353,19 @@ def _alike(live: Any, kept: Any) -> bool:
         return False
     if type(live) is float or type(live) is complex:
         return repr(live) == repr(kept)  # tells -0.0 from 0.0, and finds NaN equal to itself
-    if type(live) in _SCALARS:
+    if type(live) in SCALARS:
         return bool(live == kept)
     if type(live) in (tuple, frozenset):
         return len(live) == len(kept) and all(map(_alike, live, kept))
     return False
 
 
-def _foreign(kind: type) -> bool:
+def foreign(kind: type) -> bool:
     """Whether objects of this class are worth looking into (torch's own and Python's are not)."""
-    return _foreign_name(kind.__module__)
+    return foreign_name(kind.__module__)
 
 
-def _foreign_name(module: str | None) -> bool:
+def foreign_name(module: str | None) -> bool:
     return (module or "").partition(".")[0] not in _OURS
 
 
@@ -374,20 +374,23 @@ _OURS = frozenset({"torch", "builtins", "threading", "_thread", "logging", "grap
 _MOST_ELEMENTS = 1024  # of a plain tensor attribute that is compared by contents; larger ones enter the graph as inputs
 
 
-def _is_read_by_value(value: Any) -> bool:
+def is_read_by_value(value: Any) -> bool:
+    """Whether a graph may have a value's numbers baked in: a small tensor, an array."""
     if isinstance(value, torch.Tensor):
         return value.device.type == "cpu" and value.layout is torch.strided and value.numel() <= _MOST_ELEMENTS
     return isinstance(value, np.ndarray) and value.dtype != object
 
 
-def _contents(value: Any) -> bytes:
+def contents(value: Any) -> bytes:
+    """The numbers of a tensor or array."""
     if isinstance(value, torch.Tensor):
         value = value.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
-    contents: bytes = value.tobytes()
-    return contents
+    found: bytes = value.tobytes()
+    return found
 
 
-def _cell(cell: types.CellType) -> Any:
+def content_of(cell: types.CellType) -> Any:
+    """What a variable of a closure holds; None where it holds nothing."""
     try:
         return cell.cell_contents
     except ValueError:  # empty
@@ -397,7 +400,7 @@ def _cell(cell: types.CellType) -> Any:
 def interference(module: torch.nn.Module) -> str | None:
     """What besides ``forward`` would run in a call (hooks on any submodule, or a replaced ``forward``), or None."""
     for part in module.modules():
-        if any(part.__dict__[name] for name in _HOOKS):
+        if any(part.__dict__[name] for name in HOOKS):
             return "hooks are registered on the module or its submodules"
         if "forward" in part.__dict__:
             return "the forward of the module or of a submodule was replaced"
@@ -454,11 +457,11 @@ def twin(module: torch.nn.Module) -> torch.nn.Module | None:
         return None
     for part in parts:
         for name, value in part.__dict__.items():
-            if name not in _TABLES and any(id(found) in inside for found in _reachable(value)):
+            if name not in TABLES and any(id(found) in inside for found in _reachable(value)):
                 return None
     shells = {id(part): object.__new__(type(part)) for part in parts}
     for part in parts:
-        state = {**part.__dict__, **{name: dict(part.__dict__[name]) for name in _TABLES}}
+        state = {**part.__dict__, **{name: dict(part.__dict__[name]) for name in TABLES}}
         state["_modules"] = {name: child and shells[id(child)] for name, child in part._modules.items()}
         state.pop("_compiled_call_impl", None)
         shells[id(part)].__dict__.update(state)

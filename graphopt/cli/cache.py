@@ -1,4 +1,4 @@
-"""``graphopt cache``: the folder in which generated code is kept."""
+"""``graphopt cache``: the folder in which Programs and generated code are kept."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from graphopt.targets.tvm.artifacts import Artifact
+    from graphopt.artifacts import Artifact
 
 Action = Annotated[str | None, typer.Argument(metavar="[clear]", help="Remove all that is kept.")]
 
 
 def cache(action: Action = None, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Show where code that the TVM target generated is kept from one process to the next, and how much; or clear it.
+    """Show where captured graphs and generated code are kept from one process to the next, and how much; or clear it.
 
     GRAPHOPT_CACHE_DIR names another folder, GRAPHOPT_CACHE_BYTES the most that it may hold; with GRAPHOPT_CACHE=0 there
     is none.
@@ -34,7 +34,7 @@ def cache(action: Action = None, as_json: AsJson = False, debug: Debug = False) 
     if action not in (None, "clear"):
         raise UsageError(f"there is nothing to do named '{action}'", where="graphopt cache",
                          hint=nearest(action, ("clear",)))  # fmt: skip
-    from graphopt.targets.tvm import artifacts
+    from graphopt import artifacts
 
     folder = artifacts.folder()
     found = artifacts.clear() if action == "clear" else artifacts.kept()
@@ -42,7 +42,8 @@ def cache(action: Action = None, as_json: AsJson = False, debug: Debug = False) 
         made = {
             "folder": None if folder is None else str(folder),
             "cleared": action == "clear",
-            "entries": len(found),
+            "programs": sum(artifact.kind == artifacts.PROGRAM for artifact in found),
+            "codes": sum(artifact.kind == artifacts.CODE for artifact in found),
             "bytes": sum(artifact.bytes for artifact in found),
         }
         typer.echo(json.dumps(made, indent=2))
@@ -53,12 +54,18 @@ def cache(action: Action = None, as_json: AsJson = False, debug: Debug = False) 
 def _show(folder: Path | None, found: Sequence[Artifact], cleared: bool) -> None:
     from rich.text import Text
 
+    from graphopt.artifacts import PROGRAM
     from graphopt.debug.figures import scaled
 
     if folder is None:
-        out().print("Generated code is not kept: GRAPHOPT_CACHE=0, or there is no folder for it.")
+        out().print("Nothing is kept: GRAPHOPT_CACHE=0, or there is no folder for it.")
         return
-    stages = f"{len(found)} stage" + ("" if len(found) == 1 else "s")
+    programs = sum(artifact.kind == PROGRAM for artifact in found)
     size = scaled(sum(artifact.bytes for artifact in found), "B")
-    what = f"removed code of {stages}, {size}" if cleared else f"code of {stages}, {size}"
+    what = f"{_counted(programs, 'graph')}, code of {_counted(len(found) - programs, 'stage')}, {size}"
+    what = f"removed {what}" if cleared else what
     out().print(Text.assemble((str(folder), "bold"), f": {what}"), soft_wrap=True)
+
+
+def _counted(count: int, one: str) -> str:
+    return f"{count} {one}{'s' * (count != 1)}"

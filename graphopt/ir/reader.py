@@ -50,9 +50,9 @@ def _inputs(source: Source) -> Program:
             with mode:
                 node.meta["val"] = tensor(entry[2], known)
     with source.reading(source.assigned.get("RELATIONS", source.tree)):
-        relations = tuple(map(_relation, source.literal("RELATIONS", [])))
+        relations = tuple(map(relation_of, source.literal("RELATIONS", [])))
     with source.reading(source.assigned.get("RESULT", source.tree)):
-        spec = _spec(source.literal("RESULT", ""))
+        spec = spec_of(source.literal("RESULT", ""))
     return Program(graph, tuple(inputs), name=title or source.filename, relations=relations, out_spec=spec)
 
 
@@ -65,7 +65,7 @@ def _input(name: Any, entry: Any) -> Input:
     return Input(name, entry[0], entry[1])
 
 
-def _relation(entry: Any) -> Relation:
+def relation_of(entry: Any) -> Relation:
     kind, *values = entry if isinstance(entry, tuple) and entry else (entry,)
     if kind not in tuple(RELATIONS):
         raise ValueError(f"there is no relation {kind!r} ({', '.join(RELATIONS)})")
@@ -78,7 +78,7 @@ def _relation(entry: Any) -> Relation:
     return made
 
 
-def _spec(text: str) -> TreeSpec | None:
+def spec_of(text: str) -> TreeSpec | None:
     """How results are put together; what is no such text is refused, whatever torch makes of it."""
     if not text:
         return None

@@ -21,7 +21,9 @@ from typing import Any, Protocol
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from graphopt import artifacts
 from graphopt.capture.calls import Call, CallTaker
+from graphopt.capture.fingerprint import Executed
 from graphopt.capture.guards import ModuleGuard, call_state, interference, outside, watched
 from graphopt.capture.relations import Watch, repeated
 from graphopt.capture.tracing import tracing
@@ -67,6 +69,7 @@ class Built:
     unused : relations that hold but that no pass gained anything from.
     passes : what each pass did.
     notes : anything the user should know (a part that fell back to the eager target, and why).
+    seconds : that went into ``passes`` and ``code``, and into the ``capture`` of the first that was built of it.
     """
 
     program: Program
@@ -79,11 +82,31 @@ class Built:
     unused: tuple[Relation, ...] = ()
     passes: list[PassRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def fell_back(self) -> bool:
         """Whether the target could not build the step."""
         return self.targets[-1] != self.target.name
+
+
+@dataclass(frozen=True)
+class Own:
+    """A call that the module has served itself before it is captured.
+
+    Attributes
+    ----------
+    args, kwargs : of the call, these very objects.
+    seconds : that it took.
+    after : states of the random generators behind it.
+    """
+
+    call: Call
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+    seconds: float
+    after: list[torch.Tensor]
 
 
 class _NotNow(Exception):
@@ -105,7 +128,7 @@ class Builder(Protocol):
     @property
     def choice(self) -> Choice: ...
 
-    def capture(self, call: Call, taker: CallTaker) -> Program: ...
+    def capture(self, call: Call, taker: CallTaker, executed: Executed | None) -> Program: ...
 
     def build(self, captured: Program, relations: Sequence[Relation], target: Target) -> Built: ...
 
@@ -355,6 +378,7 @@ class Installed:
         self.loop: LoopProgram | None = None  # a trajectory that called the module, recorded
         self.branches = Branches(name)
         self._unstable: Counter[Any] = Counter()
+        self._local = threading.local()  # its `own`: what the calling thread has let the module compute beforehand
         self._lock = threading.RLock()
         self.eviction, self.stayed = eviction, Counter[str]()
         evict.register(self)
@@ -437,8 +461,28 @@ class Installed:
         return self._original(args, kwargs)
 
     def _original(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the module returns; computed once, where this call was run before it was captured."""
+        own: Own | None = getattr(self._local, "own", None)
+        self._local.own = None
+        if own is not None and own.args is args and own.kwargs is kwargs:
+            _set_random_state(own.call, own.after)
+            return own.result
         with GATE.running():
             return self.module._call_impl(*args, **kwargs)
+
+    def _run_seen(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Executed | None:
+        """The code that the module's own call runs; None where the module changes by it.
+
+        The result is kept for whoever asks for it (`_original`).
+        """
+        guard, before = ModuleGuard(self.module), _random_state(call)
+        start = time.perf_counter()
+        with GATE.running(), Executed() as executed:
+            result = self.module._call_impl(*args, **kwargs)
+        seconds = time.perf_counter() - start
+        self._local.own = Own(call, args, kwargs, result, seconds, _random_state(call))
+        _set_random_state(call, before)
+        return executed if guard.holds() else None
 
     def _reject(self, variant: Variant, reason: str) -> None:
         variant.wrong = reason
@@ -466,7 +510,7 @@ class Installed:
                     variant.unequal += 1
             if calls[0].numbers == 0:
                 break  # all takers take such a call alike
-        return self._capture(calls, state)
+        return self._capture(calls, state, args, kwargs)
 
     def _serves_now(self, variant: Variant) -> None:
         """Note which variant serves; others keep no weights alive that the module may have exchanged since."""
@@ -476,7 +520,9 @@ class Installed:
                 self._last.weights.let_go()
             self._last = variant
 
-    def _capture(self, calls: list[Call], state: Any) -> tuple[Variant, Call] | str:
+    def _capture(
+        self, calls: list[Call], state: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Variant, Call] | str:
         with self._lock:
             failed = self.failures.get((calls[0].signature, state))
             if failed and failed[0].holds():
@@ -490,12 +536,18 @@ class Installed:
                 return reason
             if any(self._unstable[call.signature, state] > 1 for call in calls):
                 return "the module changes its own attributes whenever it runs"
+            executed = None
+            if artifacts.folder() is not None:
+                executed = self._run_seen(calls[0], args, kwargs)
+                if executed is None:  # it may have filled a cache, once
+                    self._unstable[calls[0].signature, state] += 1
+                    return "the module changed its own attributes by this call"
             error: CaptureError | None = None
             for taker, call in zip(self.takers, calls, strict=False):
                 start = time.perf_counter()
                 _capturing.active = True
                 try:
-                    built = self._built(call, taker)
+                    built = self._built(call, taker, executed)
                 except _NotNow:
                     return "other threads run modules while this call would have to be captured"
                 except CaptureError as caught:
@@ -522,22 +574,26 @@ class Installed:
             warnings.warn(f"graphopt: {self.name} runs uncompiled: {error}", RuntimeWarning, stacklevel=5)
             return error.what
 
-    def _built(self, call: Call, taker: CallTaker) -> Built:
+    def _built(self, call: Call, taker: CallTaker, executed: Executed | None) -> Built:
         """A call captured and built, with the relations that can be seen in it alone.
 
         Raises _NotNow when other threads would not make room for the capture.
         """
+        start = time.perf_counter()
         with GATE.capturing() as free:
             if not free:
                 raise _NotNow
             with tracing():
-                captured = self._builder.capture(call, taker)
+                captured = self._builder.capture(call, taker, executed)
+        seconds = time.perf_counter() - start
         relations: tuple[Relation, ...] = ()
         if Repeated in self.exploits:
             given = [entry for entry in captured.inputs if entry.role != "weight"]
             relations = repeated(call.tensors, [entry.path for entry in given], [entry.role for entry in given])
         with tracing():  # targets trace too
-            return self._builder.build(captured, relations, self._builder.choice.targets[0])
+            built = self._builder.build(captured, relations, self._builder.choice.targets[0])
+        built.seconds["capture"] = seconds
+        return built
 
     def _add(self, variant: Variant) -> None:
         """Serve calls with this variant from now on, in front of those that assume less."""
@@ -589,9 +645,12 @@ class Installed:
         """Module and compiled call, compared in value and, where the target is chosen by measurement, in time."""
         with torch.random.fork_rng(devices=_devices(call)):
             before = _random_state(call)
+            own: Own | None = getattr(self._local, "own", None)
             start = time.perf_counter()
             expected = self._original(args, kwargs)
             spent = time.perf_counter() - start
+            if own is not None and own.result is expected:
+                spent = own.seconds
             after = _random_state(call)
             result = expected
             if not variant.guard.holds():

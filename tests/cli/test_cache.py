@@ -6,32 +6,32 @@ from pathlib import Path
 
 import pytest
 
-from graphopt.targets.tvm import artifacts
+from graphopt import artifacts
 from tests.cli.conftest import Run, parsed
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """With two entries."""
+    """With a graph and two stages."""
     monkeypatch.setenv("GRAPHOPT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("GRAPHOPT_CACHE", raising=False)
-    for key in "ab":
-        artifacts.write(64 * key, bytes(468))
+    for key, kind in (("a", artifacts.CODE), ("b", artifacts.CODE), ("a", artifacts.PROGRAM)):
+        artifacts.write(64 * key, kind, bytes(468))
     return tmp_path / "cache"
 
 
 def test_shown_and_cleared(folder: Path, run: Run) -> None:
-    assert run("cache").stdout.replace("\n", "") == f"{folder}: code of 2 stages, 1 kB"
-    data = {"folder": str(folder), "cleared": False, "entries": 2, "bytes": 1000}
+    assert run("cache").stdout.replace("\n", "") == f"{folder}: 1 graph, code of 2 stages, 1.5 kB"
+    data = {"folder": str(folder), "cleared": False, "programs": 1, "codes": 2, "bytes": 1500}
     assert parsed(run("cache", "--json")) == data
     assert parsed(run("cache", "clear", "--json")) == {**data, "cleared": True}
     assert list(folder.iterdir()) == []
-    assert run("cache", "clear").stdout.replace("\n", "") == f"{folder}: removed code of 0 stages, 0 B"
+    assert run("cache", "clear").stdout.replace("\n", "") == f"{folder}: removed 0 graphs, code of 0 stages, 0 B"
 
 
 def test_switched_off(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAPHOPT_CACHE", "0")
-    assert "Generated code is not kept" in run("cache").stdout
+    assert "Nothing is kept" in run("cache").stdout
     assert parsed(run("cache", "--json"))["folder"] is None
 
 

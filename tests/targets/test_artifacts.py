@@ -17,7 +17,8 @@ import torch.nn.functional as F
 pytest.importorskip("tvm")
 
 from graphopt.ir.stages import split
-from graphopt.targets.tvm import artifacts, entry, host, isa
+from graphopt import artifacts
+from graphopt.targets.tvm import entry, host, isa
 from graphopt.targets.tvm.image import linked
 from graphopt.targets.tvm.running import Code
 from graphopt.testing import trace
@@ -122,7 +123,7 @@ def test_keys_follow_strides_and_the_cpu_and_no_names(monkeypatch: pytest.Monkey
             patch.setattr(host, name, lambda: "another")
             found.add(entry.key(None, graph, GIVEN))
     with monkeypatch.context() as patch:
-        patch.setattr(entry, "_sources", lambda: "another")
+        patch.setattr(artifacts, "sources", lambda *folders: "another")
         found.add(entry.key(None, graph, GIVEN))
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "another")
@@ -303,7 +304,7 @@ def test_switched_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_not_used_for_longest_goes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAPHOPT_CACHE_BYTES", str(3 * (32 + 100)))
     for age, key in enumerate("abc"):
-        artifacts.write(64 * key, bytes(100))
+        artifacts.write(64 * key, artifacts.CODE, bytes(100))
         os.utime(folder / f"{64 * key}.code", (age, age))
     unfinished, recent, other = folder / "graphopt-x.part", folder / "graphopt-y.part", folder / "film.mkv.part"
     other.touch()
@@ -311,23 +312,23 @@ def test_what_was_not_used_for_longest_goes(folder: Path, monkeypatch: pytest.Mo
     unfinished.touch()
     os.utime(unfinished, (0, 0))
     recent.touch()
-    assert artifacts.read(64 * "a") == bytes(100)
-    artifacts.write(64 * "d", bytes(100))
+    assert artifacts.read(64 * "a", artifacts.CODE) == bytes(100)
+    artifacts.write(64 * "d", artifacts.CODE, bytes(100))
     assert {artifact.path.stem[0] for artifact in artifacts.kept()} == {"a", "c", "d"}
     assert recent.exists() and other.exists() and not unfinished.exists()
-    artifacts.write(64 * "e", bytes(1000))
+    artifacts.write(64 * "e", artifacts.CODE, bytes(1000))
     assert artifacts.kept() == []
-    assert artifacts.read(64 * "a") is None
+    assert artifacts.read(64 * "a", artifacts.CODE) is None
 
 
 def test_a_bound_that_is_no_number(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAPHOPT_CACHE_BYTES", "much")
     with pytest.warns(RuntimeWarning, match="GRAPHOPT_CACHE_BYTES is 'much'"):
-        artifacts.write("a", b"")
+        artifacts.write("a", artifacts.CODE, b"")
 
 
 def test_clearing(folder: Path) -> None:
-    artifacts.write(64 * "a", b"1")
+    artifacts.write(64 * "a", artifacts.CODE, b"1")
     (folder / "graphopt-x.part").touch()
     others = {"someone's", "film.mkv.part", "thesis.code"}
     for name in others:

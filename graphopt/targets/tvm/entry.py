@@ -10,22 +10,19 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.node import map_arg
 
+from ... import artifacts
 from ...ir.program import val
 from . import host
 from .image import Image
 from .isa import Isa
 from .places import Launch, Panels, Place, Scratch, Turned
 from .steps import Kernels, Steps, Torch
-
-_PACKAGE = Path(__file__).parents[2]
 
 
 def key(isa: Isa | None, graph: fx.Graph, examples: Sequence[Any]) -> str | None:
@@ -36,20 +33,10 @@ def key(isa: Isa | None, graph: fx.Graph, examples: Sequence[Any]) -> str | None
     isa : None for that of the CPU at hand.
     examples : values of the graph's placeholders, of the strides that they will be given with.
     """
-    known = host.cpu(), host.compiler(), _sources()
+    known = host.cpu(), host.compiler(), artifacts.sources("ir", "targets")
     if None in known:
         return None
     return hashlib.sha256(repr((isa, known, torch.__version__, _described(graph, examples))).encode()).hexdigest()
-
-
-@cache
-def _sources() -> str | None:
-    """A digest of the code that generates code; None where sources were not installed."""
-    files = sorted(file for folder in ("ir", "targets") for file in (_PACKAGE / folder).rglob("*.py"))
-    found = hashlib.sha256()
-    for file in files:
-        found.update(repr((str(file.relative_to(_PACKAGE)), file.read_bytes())).encode())
-    return found.hexdigest() if files else None
 
 
 @dataclass(frozen=True)

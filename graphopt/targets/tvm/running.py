@@ -19,8 +19,9 @@ from torch import fx
 from torch.fx.node import map_arg
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from ... import artifacts
 from ...ir.program import val
-from . import artifacts, entry
+from . import entry
 from .image import MachineCode
 from .isa import Isa, detect
 from .places import Launch, Panels
@@ -82,14 +83,14 @@ class Code:
         self.results: Any = graph.output_node().args[0]
         self._isa, self._examples = isa, [_outline(example) for example in examples]
         key = entry.key(isa, graph, examples)
-        found = artifacts.read(key) if key else None
+        found = artifacts.read(key, artifacts.CODE) if key else None
         self.kept = found is not None
         if found is not None:
             self.plan, image = entry.read(found, graph)
         else:
             self.plan, image = self.generated.steps, self.generated.image()
             if key:
-                artifacts.write(key, entry.written(self.plan, image, graph))
+                artifacts.write(key, artifacts.CODE, entry.written(self.plan, image, graph))
         self._machine_code = MachineCode(image)
         self._runs = [self._machine_code.function(f"graphopt_run_{step.sequence}") for step in self.plan.kernels]
         self._frames: list[Frame] = []

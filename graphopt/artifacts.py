@@ -1,11 +1,11 @@
-"""The folder in which generated code is kept from one process to the next.
+"""The folder in which captured Programs and generated code are kept from one process to the next.
 
 The folder is ``$GRAPHOPT_CACHE_DIR``, else ``$XDG_CACHE_HOME/graphopt``, else ``~/.cache/graphopt``. It holds at most
 ``$GRAPHOPT_CACHE_BYTES`` (1 GiB): what was not used for longest goes. ``GRAPHOPT_CACHE=0`` does without it.
 
 An entry is a file: a SHA-256 digest and the content that it is of. Files appear whole or not at all, and several
 processes may use the folder. What is in it is run as machine code: the folder and its files must belong to this user,
-and no one else may write there. Whatever is wrong with it, compilation goes on: code is then generated again, and a
+and no one else may write there. Whatever is wrong with it, compilation goes on: what was kept is then made again, and a
 `RuntimeWarning` says why, once a process.
 """
 
@@ -20,11 +20,13 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 BYTES = 1 << 30
-_SUFFIX = ".code"
-_KEPT, _PART = re.compile(r"[0-9a-f]{64}\.code"), re.compile(r"graphopt-\w+\.part")  # other files are not ours
+CODE, PROGRAM = "code", "program"  # what an entry is: a stage's machine code, a Program with what was made of it
+_KEPT = re.compile(rf"[0-9a-f]{{64}}\.({CODE}|{PROGRAM})")
+_PART = re.compile(r"graphopt-\w+\.part")  # other files are not ours
 _LEFT_OVER = 3600  # seconds after which what is still being written never will be
 _warned: list[str] = []
 
@@ -36,11 +38,13 @@ class Artifact:
     Attributes
     ----------
     used : when it was last read or written, in seconds since the epoch.
+    kind : `CODE` or `PROGRAM`.
     """
 
     path: Path
     bytes: int
     used: float
+    kind: str
 
 
 def folder() -> Path | None:
@@ -60,12 +64,12 @@ def folder() -> Path | None:
         return None
 
 
-def read(key: str) -> bytes | None:
+def read(key: str, kind: str) -> bytes | None:
     """What is kept under a key, if it is, whole, and no one else's."""
     place = folder()
     if place is None:
         return None
-    path = place / (key + _SUFFIX)
+    path = place / f"{key}.{kind}"
     try:
         if not _is_safe(place, place.stat()):
             return None
@@ -81,14 +85,14 @@ def read(key: str) -> bytes | None:
     if hashlib.sha256(content).digest() != digest:
         with contextlib.suppress(OSError):
             path.unlink()
-        warnings.warn(f"{path} is damaged; its code is generated again", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{path} is damaged; it is made again", RuntimeWarning, stacklevel=2)
         return None
     with contextlib.suppress(OSError):
         os.utime(path)
     return content
 
 
-def write(key: str, content: bytes) -> None:
+def write(key: str, kind: str, content: bytes) -> None:
     """Keep content under a key, and let go of what was not used for longest if there is too much now."""
     place = folder()
     if place is None:
@@ -103,7 +107,7 @@ def write(key: str, content: bytes) -> None:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(hashlib.sha256(content).digest())
                 file.write(content)
-            Path(name).replace(place / (key + _SUFFIX))
+            Path(name).replace(place / f"{key}.{kind}")
         except BaseException:
             with contextlib.suppress(OSError):
                 Path(name).unlink()
@@ -111,6 +115,17 @@ def write(key: str, content: bytes) -> None:
         _bound(place)
     except OSError as error:
         _warn(f"{error}")
+
+
+@cache
+def sources(*folders: str) -> str | None:
+    """A digest of graphopt's own code in some of its folders; None where sources were not installed."""
+    package = Path(__file__).parent
+    files = sorted(file for folder in folders for file in (package / folder).rglob("*.py"))
+    found = hashlib.sha256()
+    for file in files:
+        found.update(repr((str(file.relative_to(package)), file.read_bytes())).encode())
+    return found.hexdigest() if files else None
 
 
 def kept() -> list[Artifact]:
@@ -149,8 +164,8 @@ def _files(place: Path, names: re.Pattern[str]) -> list[Artifact]:
         for entry in os.scandir(place):
             with contextlib.suppress(FileNotFoundError):  # another process removed it
                 if names.fullmatch(entry.name):
-                    status = entry.stat(follow_symlinks=False)
-                    found.append(Artifact(Path(entry.path), status.st_size, status.st_mtime))
+                    status, kind = entry.stat(follow_symlinks=False), entry.name.rpartition(".")[2]
+                    found.append(Artifact(Path(entry.path), status.st_size, status.st_mtime, kind))
     return found
 
 
@@ -178,7 +193,7 @@ def _most() -> int:
 
 
 def _warn(why: str) -> None:
-    """Say once a process why code is not kept, or not as asked for."""
+    """Say once a process why nothing is kept, or not as asked for."""
     _warned.append(why)
     if len(_warned) == 1:
-        warnings.warn(f"generated code is not kept: {why}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"nothing is kept for later processes: {why}", RuntimeWarning, stacklevel=3)
