@@ -4,9 +4,10 @@
     python -m benchmarks.compile_time --blocks 4 8 16 28               growth: DiTs of so many blocks
     python -m benchmarks.compile_time --contenders tvm,torch.compile   needs g++
 
-Every figure is of a process of its own, and of its parts: capture, passes, code of the step (read; or generated, with
-the import of TVM), and the rest, most of it the first two calls: the module's own, with which the compiled one is
-compared, and the compiled one, which packs weights. torch.compile freezes weights; its caches start empty, too.
+Every figure is of a process of its own, and of its parts: capture, passes, code of the stages (read; or generated, with
+the import of TVM), each made or read from the cache, and the rest, most of it the first two calls: the module's own, with
+which the compiled one is compared, and the compiled one, which packs weights. torch.compile freezes weights; its caches
+start empty, too.
 """
 
 from __future__ import annotations
@@ -31,32 +32,9 @@ import torch
 import graphopt
 from benchmarks.cpu_step import missing
 from benchmarks.models import Denoiser, denoisers, random_weights
-from graphopt.ir.program import Program
-from graphopt.ir.rewrite import Observer
-from graphopt.ir.stages import Part
+from graphopt.compile import compiled_calls
 
 PARTS = ("capture", "passes", "code", "rest", "total")
-
-
-class Clock(Observer):
-    """When a compilation went from one part to the next."""
-
-    def __init__(self) -> None:
-        self.captured: float | None = None
-        self.passed = self.began = self.built = 0.0
-
-    def program_begins(self, program: Program) -> None:
-        self.captured = self.captured or time.perf_counter()
-
-    def program_ends(self, program: Program, parts: Sequence[Part]) -> None:
-        self.passed = time.perf_counter()
-
-    def build_begins(self, part: Part, target: str) -> None:
-        self.began = time.perf_counter()
-
-    def build_ends(self, part: Part, target: str) -> None:
-        if target == "tvm":
-            self.built += time.perf_counter() - self.began
 
 
 def dit(blocks: int) -> Denoiser:
@@ -73,7 +51,7 @@ def dit(blocks: int) -> Denoiser:
 def measured(contender: str, denoiser: Denoiser, threads: int) -> dict[str, float]:
     """Seconds of each part, in this process."""
     torch.set_num_threads(threads)
-    module, given, clock = denoiser.make(), denoiser.call(0), Clock()
+    module, given = denoiser.make(), denoiser.call(0)
     with torch.no_grad():
         start = time.perf_counter()
         if contender == "torch.compile":
@@ -82,14 +60,9 @@ def measured(contender: str, denoiser: Denoiser, threads: int) -> dict[str, floa
             config.freezing = True
             torch.compile(module, dynamic=False)(**given)
             return {"total": time.perf_counter() - start}
-        graphopt.compile(module, target="tvm", inputs=given, observers=[clock])
+        graphopt.compile(module, target="tvm", inputs=given)
         end = time.perf_counter()
-    assert clock.captured is not None
-    found = {
-        "capture": clock.captured - start,
-        "passes": clock.passed - clock.captured,
-        "code": clock.built,
-    }
+    found = dict(compiled_calls(module)[0].variants[0].built.seconds)
     return {**found, "rest": end - start - sum(found.values()), "total": end - start}
 
 

@@ -25,9 +25,16 @@ import torch
 
 from graphopt.capture.export import in_package
 from graphopt.capture.guards import (
-    HOOKS, SCALARS, SKIPPED, TABLES, content_of, contents, foreign, foreign_name, is_read_by_value,
+    HOOKS,
+    SCALARS,
+    SKIPPED,
+    TABLES,
+    content_of,
+    contents,
+    foreign,
+    foreign_name,
+    is_read_by_value,
 )  # fmt: skip
-
 
 # Of configurations, lists that diffusers makes of sets: in another order in each process.
 _SETS = frozenset({"_use_default_values"})

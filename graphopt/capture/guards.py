@@ -366,6 +366,7 @@ def foreign(kind: type) -> bool:
 
 
 def foreign_name(module: str | None) -> bool:
+    """Whether a module of this name is neither torch's, nor Python's, nor graphopt's own."""
     return (module or "").partition(".")[0] not in _OURS
 
 

@@ -66,6 +66,7 @@ def _input(name: Any, entry: Any) -> Input:
 
 
 def relation_of(entry: Any) -> Relation:
+    """The relation of a line of ``RELATIONS``: its kind and its values. Raises ValueError for anything else."""
     kind, *values = entry if isinstance(entry, tuple) and entry else (entry,)
     if kind not in tuple(RELATIONS):
         raise ValueError(f"there is no relation {kind!r} ({', '.join(RELATIONS)})")

@@ -1,8 +1,8 @@
 """A Program as bytes and back, everything as it was: what a later process reads in a tenth of a second.
 
-Unlike a dump (`graphopt.ir.printer`), which people edit and of which each line is checked, values of nodes are taken for
-what was written, nothing is inferred, and constants are part of it. The bytes are a line of JSON and the numbers of the
-constants; nothing in them is executed, and operators are looked up as those of a dump are.
+Unlike a dump (`graphopt.ir.printer`), which people edit and of which each line is checked, values of nodes are taken
+for what was written, nothing is inferred, and constants are part of it. The bytes are a line of JSON and the numbers of
+the constants; nothing in them is executed, and operators are looked up as those of a dump are.
 """
 
 from __future__ import annotations

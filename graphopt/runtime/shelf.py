@@ -1,9 +1,9 @@
 """Programs kept from one process to the next: as captured, and as the passes left them.
 
-A Program is found under a digest of all that it follows from. For a captured one that is the module's state and the code
-that a call of it runs (`graphopt.capture.fingerprint`), the call's form and the roles of its arguments; for one after
-passes, the Program before them and the passes with their options. Where any of this cannot be told, or a Program has no
-form as bytes, it is made anew each time. What is found is checked as everything compiled is: its first result is
+A Program is found under a digest of all that it follows from. For a captured one that is the module's state and the
+code that a call of it runs (`graphopt.capture.fingerprint`), the call's form and the roles of its arguments; for one
+after passes, the Program before them and the passes with their options. Where any of this cannot be told, or a Program
+has no form as bytes, it is made anew each time. What is found is checked as everything compiled is: its first result is
 compared with the module's own.
 """
 

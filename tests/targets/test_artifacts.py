@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 pytest.importorskip("tvm")
 
-from graphopt.ir.stages import split
 from graphopt import artifacts
+from graphopt.ir.stages import split
 from graphopt.targets.tvm import entry, host, isa
 from graphopt.targets.tvm.image import linked
 from graphopt.targets.tvm.running import Code
