@@ -20,10 +20,10 @@ multiplication; infinities, zeros and not-a-number come where torch has them:
 | pow | libm's, lane by lane: slow |
 | lane_sum | in any order |
 
-`exp_nonpositive` is `exp` for x ≤ 0, as in a softmax, in three instructions less; `exp2_nonpositive` takes two thirds of
-those, for attention. `maximum`, `minimum` and `lane_max`
-of anything and not-a-number are not-a-number; zeros of either sign are equal. `equal`, `less` and `at_most` are 1 where
-that holds and 0 elsewhere, not-a-number being none of it. `round` rounds halves to even.
+`exp_nonpositive` is `exp` for x ≤ 0, as in a softmax, in three instructions less; `exp2_nonpositive`, for attention,
+takes two thirds of those. `maximum`, `minimum` and `lane_max` of anything and not-a-number are not-a-number; zeros of
+either sign are equal. `equal`, `less` and `at_most` are 1 where that holds and 0 elsewhere, not-a-number being none of
+it. `round` rounds halves to even.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ def _exp2(x: Value) -> Value:
 
 
 def _exp2_nonpositive(x: Value) -> Value:
-    """p + r p q(r), where p is the power of two and 1 + r q(r) the polynomial: p is 0 where 2^x is far below."""
+    """The sum p + r p q(r) of the power of two p, which is 0 for the least x, and the polynomial 1 + r q(r)."""
     x = x.at_least(-127.0)
     shifted = x + (_ROUNDER + 127)
     r = x - (shifted - (_ROUNDER + 127))
