@@ -21,7 +21,7 @@ multiplication; infinities, zeros and not-a-number come where torch has them:
 | lane_sum | in any order |
 
 `exp_nonpositive` is `exp` for x ≤ 0, as in a softmax, in three instructions less; `exp2_nonpositive`, for attention,
-takes two thirds of those. `maximum`, `minimum` and `lane_max` of anything and not-a-number are not-a-number; zeros of
+takes one less again. `maximum`, `minimum` and `lane_max` of anything and not-a-number are not-a-number; zeros of
 either sign are equal. `equal`, `less` and `at_most` are 1 where that holds and 0 elsewhere, not-a-number being none of
 it. `round` rounds halves to even.
 """
