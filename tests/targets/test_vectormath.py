@@ -57,7 +57,7 @@ def sample() -> Single:
 
 def samples(name: str) -> list[Single]:
     """Arguments of a function: the sample, and for further ones the same in other orders."""
-    if name == "exp_nonpositive":
+    if name.endswith("_nonpositive"):
         return [np.where(sample() > 0, -sample(), sample())]
     others = np.random.default_rng(0)
     return [sample(), *(others.permutation(sample()) for _ in range(vectormath.FUNCTIONS[name] - 1))]
@@ -110,6 +110,11 @@ def ulp(true: Double, x: Double) -> Double:
     return np.spacing(np.minimum(abs(true), largest).astype(np.float32)).astype(np.float64)
 
 
+def of_normal(true: Double, x: Double) -> Double:
+    """The same, or the smallest float that is not subnormal."""
+    return np.where(true < 2.0**-126, 2.0**-126, ulp(true, x))
+
+
 def of_product(true: Double, x: Double) -> Double:
     """The same, or the argument times the smallest float."""
     return np.maximum(ulp(true, x), abs(x) * 2.0**-149)
@@ -140,6 +145,7 @@ BOUNDS: dict[str, tuple[Callable[..., Double], Callable[[Double, Double], Double
     "exp": (np.exp, ulp, 2.0),
     "exp_nonpositive": (np.exp, ulp, 2.0),
     "exp2": (np.exp2, ulp, 2.0),
+    "exp2_nonpositive": (np.exp2, of_normal, 2.0),
     "expm1": (np.expm1, ulp, 2.0),
     "log": (np.log, ulp, 2.0),
     "pow": (np.power, ulp, 1.0),

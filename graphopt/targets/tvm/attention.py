@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, log
 from typing import TypeAlias
 
 from tvm import tirx
@@ -24,6 +24,7 @@ Load: TypeAlias = Callable[[Emitter, Sequence[Buffer], Index, int], Expr]
 Store: TypeAlias = Callable[[Emitter, Sequence[Buffer], Index, Expr], None]
 
 _LOWEST = -3.4028234663852886e38  # the least finite float32: less −∞ it is −∞, where −∞ − −∞ would be NaN
+_PER_LN2 = 1 / log(2)
 _KEYS = 48  # a block of keys is a multiple: of the rows of `Isa.tile` and of every number of lanes
 _SCORES = 6144  # numbers in a block of scores: 24 KiB of the first cache
 _PANELS = 4  # of queries per task at most, for which keys stay in the second cache
@@ -244,10 +245,13 @@ class _Attention:
             self._end(panel, (first + panel) * plan.width, store)
 
     def _begin(self, panel: Expr, first: Expr, query: Load) -> None:
-        """A panel's queries, transposed and scaled, and its sums before the first block."""
+        """A panel's queries, transposed and scaled, and its sums before the first block.
+
+        The scale makes e^x to 2^x, unless there is a mask: a finite number in it could overflow in other units.
+        """
         emitter, plan, shape, lanes = self.emitter, self.plan, self.shape, self.lanes
         at = emitter.let(panel * shape.depth * plan.width, "at")
-        scale = emitter.spread(self.scale, lanes)
+        scale = emitter.spread(self.scale if self.mask else self.scale * _PER_LN2, lanes)
         for vector in range(plan.vectors):
             rows = self._rows(first + vector * lanes)
             for channel, width in _channels(emitter, shape.depth, lanes):
@@ -359,21 +363,26 @@ class _Attention:
         for vector, maximum in enumerate(latest):
             start, place = emitter.spread(0.0, lanes), at + vector * lanes
             if plan.key_blocks > 1:
-                difference = emitter.load(self.maxima, place, lanes) - maximum
-                factors.append(emitter.let(emitter.call("exp", difference), "factor"))
+                factors.append(emitter.let(self._power(emitter.load(self.maxima, place, lanes), maximum), "factor"))
                 start = emitter.load(self.totals, place, lanes) * factors[-1]
                 emitter.store(self.maxima, place, maximum)
             sums.append(emitter.register(start, "total"))
         with emitter.loop(count, "row") as row:
             for vector, total in enumerate(sums):
                 place = row * plan.width + vector * lanes
-                score = emitter.load(self.scores, place, lanes)
-                power = emitter.let(emitter.call("exp", score - latest[vector]), "power")
+                power = emitter.let(self._power(emitter.load(self.scores, place, lanes), latest[vector]), "power")
                 emitter.store(self.scores, place, power)
                 emitter.put(total, emitter.get(total) + power)
         for vector, total in enumerate(sums):
             emitter.store(self.totals, at + vector * lanes, emitter.get(total))
         return factors
+
+    def _power(self, score: Expr, maximum: Expr) -> Expr:
+        """exp(score − maximum). Scores are in units of ln 2 already where nothing is added to them: see `_begin`."""
+        difference = score - maximum
+        if self.mask:
+            difference = difference * self.emitter.spread(_PER_LN2, self.lanes)
+        return self.emitter.call("exp2_nonpositive", difference)
 
     def _outputs(self, rows: int, panel: Expr, start: Expr, count: Expr, t: Expr, factors: Sequence[Expr]) -> None:
         """Exponentials times values, of one panel of values, added to the sums so far."""

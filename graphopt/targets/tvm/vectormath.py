@@ -11,6 +11,7 @@ multiplication; infinities, zeros and not-a-number come where torch has them:
 | fma, abs, sqrt, floor, ceil, round, relu, maximum, minimum, equal, less, at_most | rounded once, or exact |
 | rsqrt | 1.5 |
 | exp, exp_nonpositive, exp2, expm1, log | 1.5, 0.9, 1.1, 1.6, 0.9 |
+| exp2_nonpositive | 1.8; 0 below 2^-126.5 |
 | sigmoid, softplus | 2.2, 2.0 |
 | silu | 3.0, where its exponential is not subnormal (x > -87); there, of the smallest float times x |
 | tanh, erf | 3.8, 3.5; at most a unit beyond 1, and 1 from 9.02 and 3.93 on |
@@ -19,9 +20,10 @@ multiplication; infinities, zeros and not-a-number come where torch has them:
 | pow | libm's, lane by lane: slow |
 | lane_sum | in any order |
 
-`exp_nonpositive` is `exp` for x ≤ 0, as in a softmax, in three instructions less. `maximum`, `minimum` and `lane_max`
-of anything and not-a-number are not-a-number; zeros of either sign are equal. `equal`, `less` and `at_most` are 1 where
-that holds and 0 elsewhere, not-a-number being none of it. `round` rounds halves to even.
+`exp_nonpositive` is `exp` for x ≤ 0, as in a softmax, in three instructions less; `exp2_nonpositive`, for attention,
+takes one less again. `maximum`, `minimum` and `lane_max` of anything and not-a-number are not-a-number; zeros of
+either sign are equal. `equal`, `less` and `at_most` are 1 where that holds and 0 elsewhere, not-a-number being none of
+it. `round` rounds halves to even.
 """
 
 from __future__ import annotations
@@ -295,6 +297,15 @@ def _exp2(x: Value) -> Value:
     return _polynomial(r, 1.0, *_EXP2) * half * half
 
 
+def _exp2_nonpositive(x: Value) -> Value:
+    """The sum p + r p q(r) of the power of two p, which is 0 for the least x, and the polynomial 1 + r q(r)."""
+    x = x.at_least(-127.0)
+    shifted = x + (_ROUNDER + 127)
+    r = x - (shifted - (_ROUNDER + 127))
+    power = (shifted.bits() << 23).floats()
+    return _fma(_polynomial(r, *_EXP2_FEW), r * power, power)
+
+
 def _expm1(x: Value) -> Value:
     """2^2n (exp(r) - 1) + 2^2n - 1, divided by 2^n and multiplied again."""
     half, r = _halved(x.at_least(-30.0).at_most(89.0))
@@ -488,6 +499,8 @@ _EXP2 = (
     0.6931471824645996, 0.24022650718688965, 0.05550411343574524, 0.00961811188608408, 0.0013332676608115435,
     0.00015407579485327005, 1.543537109682802e-05, 1.3044837032794021e-06,
 )  # fmt: skip
+# (2^r - 1) / r for |r| < 1/2
+_EXP2_FEW = (0.693146824836731, 0.24022237956523895, 0.05550896003842354, 0.009671720676124096, 0.0013224551221355796)
 # (log(1 + f) - f + f²/2) / f³ for 1 + f between the roots of 1/2 and 2
 _LOG = (
     0.3333333134651184, -0.2500081956386566, 0.2000124156475067, -0.166234090924263, 0.14201579988002777,
@@ -523,6 +536,7 @@ _FORMULAS: Mapping[str, Callable[..., Value]] = {
     "exp": _exp,
     "exp_nonpositive": _exp_nonpositive,
     "exp2": _exp2,
+    "exp2_nonpositive": _exp2_nonpositive,
     "expm1": _expm1,
     "log": _log,
     "pow": _pow,
