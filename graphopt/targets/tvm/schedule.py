@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import ceil
 from typing import Final, Literal, TypeAlias
 
 from .isa import Isa
@@ -98,8 +97,3 @@ def cycles(isa: Isa, rows: int, vectors: int, terms: int) -> float:
     floats = rows + vectors * isa.lanes
     size, speed = _FIRST
     return terms * (max(term, 4 * floats / speed) if 4 * floats * terms > size else term)
-
-
-def waiting(tasks: int, threads: int) -> float:
-    """How much longer threads take for equal tasks than if these could be cut at will."""
-    return ceil(tasks / threads) * threads / tasks

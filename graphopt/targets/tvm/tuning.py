@@ -33,6 +33,7 @@ from .stage import Builder
 from .tuned import Found
 
 _SAMPLE = 2e-4  # seconds that a sample takes at least, by repeating
+_LEAST = 5  # samples of a candidate by itself
 _ROUNDS, _WINS = 11, 9  # of two candidates in turn; of nine or more by chance: 3 %
 _HOPELESS = 3, 1.15  # rounds after which a candidate goes that has been so much slower
 _MARGIN = 0.98  # of the time: less of a gain is none
@@ -134,7 +135,7 @@ class Search:
         default = bench.trial(subject.space.default)
         default.run()
         expected, best = default.result.clone(), default
-        first = min(default.seconds() for _ in range(3))
+        first = default.least()
         found = known or Found(None, 0, False, first, first)
         if isinstance(found.choice, Schedule) and found.choice in subject.space:
             best = bench.trial(found.choice)
@@ -147,7 +148,7 @@ class Search:
                 warnings.warn(f"{subject.name} computes something else with {new.choice}", RuntimeWarning, stacklevel=2)
             elif (faster := compared(best, new)) is not None:
                 best = new
-                found = dataclasses.replace(found, choice=new.choice, seconds=faster)
+                found = dataclasses.replace(found, choice=new.choice, default_seconds=default.least(), seconds=faster)
             found = dataclasses.replace(found, tried=number + 1)
             if found.tried == len(subject.space):
                 found = _settled(found, default, best)
@@ -159,21 +160,21 @@ class Search:
 
 def gain(code: Code, values: Sequence[Any], rounds: int) -> tuple[float, float]:
     """Median seconds of a call with the default schedules, and with those that are in the database, in turns."""
-    both = code.again({}), code.again(None)
+    both, clock = (code.again({}), code.again(None)), _clock()
     times: list[list[float]] = [[], []]
     with torch.no_grad():
         for number in range(-1, rounds):
             for which in (0, 1) if number % 2 else (1, 0):
-                start = time.perf_counter()
+                start = clock()
                 both[which](*values)
                 if number >= 0:
-                    times[which].append(time.perf_counter() - start)
+                    times[which].append(clock() - start)
     return statistics.median(times[0]), statistics.median(times[1])
 
 
 def compared(old: Trial, new: Trial) -> float | None:
     """The new candidate's seconds if it is faster than the old one beyond noise."""
-    repeats = max(1, ceil(_SAMPLE / min(old.seconds(), old.seconds())))
+    repeats = old.repeats()
     times: list[tuple[float, float]] = []
     for number in range(_ROUNDS):
         if number % 2:
@@ -188,6 +189,11 @@ def compared(old: Trial, new: Trial) -> float | None:
     return least if clear and least < _MARGIN * min(before for before, _ in times) else None
 
 
+def _clock() -> Callable[[], float]:
+    """What measures seconds: of one thread its own, in which others' turns do not count."""
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def _settled(found: Found, default: Trial, best: Trial) -> Found:
     """With the fastest candidate only if it is faster than the default once more."""
     found = dataclasses.replace(found, finished=True)
@@ -196,7 +202,7 @@ def _settled(found: Found, default: Trial, best: Trial) -> Found:
     seconds = compared(default, best)
     if seconds is None:
         return dataclasses.replace(found, choice=None, seconds=found.default_seconds)
-    return dataclasses.replace(found, default_seconds=min(default.seconds() for _ in range(3)), seconds=seconds)
+    return dataclasses.replace(found, default_seconds=default.least(), seconds=seconds)
 
 
 def _agree(result: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -247,10 +253,20 @@ class Trial:
 
     def seconds(self, repeats: int = 1) -> float:
         """Of a call, the mean of some."""
-        start = time.perf_counter()
+        clock = _clock()
+        start = clock()
         for _ in range(repeats):
             self.run()
-        return (time.perf_counter() - start) / repeats
+        return (clock() - start) / repeats
+
+    def repeats(self) -> int:
+        """Calls of a sample."""
+        return max(1, ceil(_SAMPLE / min(self.seconds(), self.seconds())))
+
+    def least(self) -> float:
+        """The least seconds of some samples."""
+        repeats = self.repeats()
+        return min(self.seconds(repeats) for _ in range(_LEAST))
 
 
 class _Bench:
