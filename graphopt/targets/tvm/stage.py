@@ -111,6 +111,12 @@ class Builder:
         space, chosen = self.spaces.get(identity), self.chosen.get(identity)
         return chosen if space is not None and chosen in space and chosen != space.default else None
 
+    @property
+    def measured(self) -> list[Choice]:
+        """What was chosen for groups, each by itself, and is not their default; all have been built."""
+        choices = (self.choice(step) for step in self.plan.steps if isinstance(step, Group))
+        return [choice for choice in choices if choice is not None]
+
     def anew(self, group: Group, schedule: Schedule) -> list[Launch]:
         """The launches that compute a group with another schedule."""
         signature = self._signature(group)[0]
