@@ -146,9 +146,9 @@ class Search:
             new.run()
             if not _agree(new.result, expected):
                 warnings.warn(f"{subject.name} computes something else with {new.choice}", RuntimeWarning, stacklevel=2)
-            elif (faster := compared(best, new)) is not None:
+            elif (faster := compared(best, new)) is not None and faster < _MARGIN * (usual := default.least()):
                 best = new
-                found = dataclasses.replace(found, choice=new.choice, default_seconds=default.least(), seconds=faster)
+                found = dataclasses.replace(found, choice=new.choice, default_seconds=usual, seconds=faster)
             found = dataclasses.replace(found, tried=number + 1)
             if found.tried == len(subject.space):
                 found = _settled(found, default, best)
