@@ -71,10 +71,12 @@ def read(key: str, kind: str) -> bytes | None:
         return None
     path = place / f"{key}.{kind}"
     try:
-        if not _is_safe(place, place.stat()):
+        if why := unsafe(place, place.stat()):
+            _warn(why)
             return None
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            if not _is_safe(path, os.fstat(file.fileno())):
+            if why := unsafe(path, os.fstat(file.fileno())):
+                _warn(why)
                 return None
             digest, content = file.read(hashlib.sha256().digest_size), file.read()
     except FileNotFoundError:
@@ -98,9 +100,9 @@ def write(key: str, kind: str, content: bytes) -> None:
     if place is None:
         return
     try:
-        place.parent.mkdir(exist_ok=True)  # ~/.cache; but no home is made for a user who has none
-        place.mkdir(mode=0o700, exist_ok=True)
-        if not _is_safe(place, place.stat()):
+        make(place)
+        if why := unsafe(place, place.stat()):
+            _warn(why)
             return
         descriptor, name = tempfile.mkstemp(".part", "graphopt-", place)
         try:
@@ -147,15 +149,24 @@ def clear() -> list[Artifact]:
     return found
 
 
-def _is_safe(path: Path, status: os.stat_result) -> bool:
-    """Whether a file or folder is this user's and no one else may write there."""
+def make(place: Path) -> None:
+    """Make the folder, if there is none.
+
+    Raises
+    ------
+    OSError : it cannot be made.
+    """
+    place.parent.mkdir(exist_ok=True)  # ~/.cache; but no home is made for a user who has none
+    place.mkdir(mode=0o700, exist_ok=True)
+
+
+def unsafe(path: Path, status: os.stat_result) -> str | None:
+    """Why a file or folder is not to be trusted: it is another user's, or others may write there. None if it is."""
     if status.st_uid != os.geteuid():
-        _warn(f"{path} belongs to another user (uid {status.st_uid}); set GRAPHOPT_CACHE_DIR")
-    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        _warn(f"others may write to {path}; run chmod go-w {path}")
-    else:
-        return True
-    return False
+        return f"{path} belongs to another user (uid {status.st_uid}); set GRAPHOPT_CACHE_DIR"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others may write to {path}; run chmod go-w {path}"
+    return None
 
 
 def _files(place: Path, names: re.Pattern[str]) -> list[Artifact]:

@@ -81,7 +81,7 @@ class Executed:
 def fingerprint(module: torch.nn.Module, executed: Executed, *about: Any) -> str | None:
     """A digest of a module's state, of the code that a call of it has run, and of further values.
 
-    None where it cannot be told: an object whose state is out of sight, a class without a source, a profiler in the way.
+    None where it cannot be told: an object whose state is out of sight, a profiler in the way.
     """
     if not executed.complete:
         return None

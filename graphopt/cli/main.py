@@ -20,6 +20,7 @@ from graphopt.cli.profile import profile
 from graphopt.cli.report import report
 from graphopt.cli.run import run
 from graphopt.cli.trace import trace
+from graphopt.cli.tune import tune
 
 app = typer.Typer(
     cls=Group,
@@ -52,5 +53,5 @@ def main(
     """
 
 
-for verb in (demo, run, report, explain, graph, profile, kernels, trace, diff, bisect, filmstrip, passes, cache):
+for verb in (demo, run, report, explain, graph, profile, kernels, tune, trace, diff, bisect, filmstrip, passes, cache):
     app.command()(verb)

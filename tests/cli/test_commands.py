@@ -23,6 +23,7 @@ from tests.cli.conftest import Run, parsed
 
 VERBS = (
     "demo", "run", "report", "explain", "graph", "profile", "trace", "diff", "bisect", "filmstrip", "passes", "cache",
+    "tune",
 )  # fmt: skip
 TINY = ("--steps", "2", "--target", "eager")
 

@@ -64,7 +64,8 @@ GIVEN = torch.ones(2, 4), torch.tensor(3.0), torch.arange(4.0)
 def run(module: torch.nn.Module, given: tuple[Any, ...] = GIVEN, **options: Any) -> torch.Tensor:
     """The first result of the module, compiled; and it is right."""
     with torch.no_grad():
-        expected: torch.Tensor = module(*given)
+        expected: torch.Tensor
+        expected = module(*given)
         graphopt.compile(module, target="eager", **options)
         for _ in range(2):
             assert torch.allclose(module(*given), expected)

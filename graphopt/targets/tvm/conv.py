@@ -17,6 +17,7 @@ from tvm import tirx
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
+from .schedule import Schedule, Space, cycles, space
 from .tile import TERMS, in_runs, task_of
 
 _INPUT = 1 << 16  # numbers of the input that the tiles of a task read: half of the second cache
@@ -114,11 +115,6 @@ class Layout:
         return ((down % g.stride[0] * self.grids + grid) * self.rows + down // g.stride[0]) * self.columns + shift
 
 
-def outputs_of(isa: Isa) -> int:
-    """Output channels of a tile."""
-    return isa.tile[0]
-
-
 def pad(
     name: str,
     layout: Layout,
@@ -183,16 +179,53 @@ class Source:
     pixels: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Of a convolution over an input that is laid out.
+
+    Attributes
+    ----------
+    batch : how many images there are, each in a place of its own.
+    """
+
+    batch: int
+    channels: int
+    outputs: int
+
+    def across(self, isa: Isa, source: Source) -> int:
+        """Vectors of pixels of an image."""
+        rows, columns = source.pixels
+        return rows * ceil(columns / isa.lanes)
+
+    def padded(self, isa: Isa, source: Source, rows: int, vectors: int) -> int:
+        """Multiplications of whole tiles of so many output channels and vectors."""
+        tiles = self.batch * ceil(self.outputs / rows) * ceil(self.across(isa, source) / vectors)
+        return tiles * rows * vectors * isa.lanes * self.channels * len(source.taps)
+
+
+def choices(isa: Isa, sizes: Sizes, source: Source) -> Space:
+    """What a search may choose from; rows of a tile are output channels, which lie together in the packed weight."""
+    terms, across = sizes.channels * len(source.taps), sizes.across(isa, source)
+    rows, vectors = isa.tile[0], min(isa.tile[1] // isa.lanes, across)
+    default = Schedule(rows, vectors, task_of(sizes.padded(isa, source, rows, vectors)))
+
+    def cost(schedule: Schedule) -> float:
+        tiles = ceil(sizes.outputs / schedule.rows) * ceil(across / schedule.vectors)
+        return tiles * cycles(isa, schedule.rows, schedule.vectors, terms)
+
+    most = min(sizes.outputs, isa.registers)
+    return space(isa, default, range(1, most + 1), range(1, min(across, isa.registers) + 1), cost)
+
+
 Finish: TypeAlias = Callable[[Emitter, Sequence[Buffer], tuple[Expr, Expr, Expr, Expr], Expr, Lanes | None], None]
 
 
 def convolution(
     name: str,
     isa: Isa,
-    batch: int,
-    channels: int,
-    outputs: int,
+    sizes: Sizes,
     source: Source,
+    schedule: Schedule,
     arguments: Sequence[str],
     finish: Finish,
 ) -> Kernel:
@@ -200,15 +233,16 @@ def convolution(
 
     Parameters
     ----------
+    schedule : whose rows are the output channels of a panel of the weight.
     arguments : dtypes of the pointers; the last two show to the input and to the weight.
     finish : takes sums: batch, output channel, row, first column, the sums and the lanes; writes what becomes of them.
     """
-    cut = _Cut(isa, batch, channels, outputs, *source.pixels, len(source.taps))
+    cut = _Cut(isa, schedule, sizes.batch, sizes.channels, sizes.outputs, *source.pixels, len(source.taps))
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         _Convolution(emitter, buffers, cut, source, finish).run(task)
 
-    return kernel(name, isa, arguments, batch * cut.right * cut.down, body)
+    return kernel(name, isa, arguments, sizes.batch * cut.right * cut.down, body)
 
 
 @dataclass(frozen=True)
@@ -222,6 +256,7 @@ class _Cut:
     """
 
     isa: Isa
+    schedule: Schedule
     batch: int
     channels: int
     outputs: int
@@ -232,7 +267,7 @@ class _Cut:
     @property
     def height(self) -> int:
         """Output channels of a tile."""
-        return outputs_of(self.isa)
+        return self.schedule.rows
 
     @property
     def across(self) -> int:
@@ -247,7 +282,7 @@ class _Cut:
     @property
     def vectors(self) -> int:
         """Of a tile."""
-        return min(self.isa.tile[1] // self.isa.lanes, self.total)
+        return self.schedule.vectors
 
     @property
     def high(self) -> int:
@@ -273,7 +308,7 @@ class _Cut:
     def most(self) -> int:
         """Tiles in a task, by their work."""
         tile = self.channels * self.taps * self.height * self.vectors * self.isa.lanes
-        return task_of(self.batch * self.high * self.wide * tile) // tile
+        return self.schedule.work // tile
 
     @property
     def right(self) -> int:

@@ -1,14 +1,15 @@
 """A stage's steps and machine code as bytes, and the key under which they are kept. Imports no TVM.
 
 An entry is a line of JSON, in which nodes are positions in the graph, and the machine code. Its key is a digest of all
-that it follows from: the graph with shapes, strides and dtypes, the CPU, graphopt's sources, torch, TVM and LLVM.
+that it follows from: the graph with shapes, strides and dtypes, the CPU, graphopt's sources, torch, TVM and LLVM, and
+what was chosen for its kernels by measurement.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from . import host
 from .image import Image
 from .isa import Isa
 from .places import Launch, Panels, Place, Scratch, Turned
+from .schedule import Choice
 from .steps import Kernels, Steps, Torch
 
 
@@ -37,6 +39,11 @@ def key(isa: Isa | None, graph: fx.Graph, examples: Sequence[Any]) -> str | None
     if None in known:
         return None
     return hashlib.sha256(repr((isa, known, torch.__version__, _described(graph, examples))).encode()).hexdigest()
+
+
+def tuned(key: str, choices: Mapping[str, Choice]) -> str:
+    """The key of a stage's code with these choices, by kernel: without any it is the stage's own."""
+    return hashlib.sha256(repr((key, sorted(choices.items()))).encode()).hexdigest() if choices else key
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tvm import tirx
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
+from .schedule import Schedule, Space, cycles, space
 from .tile import TERMS, in_runs, task_of, tile
 
 _HEAP = 512  # numbers that TVM no longer puts on the stack, where LLVM would take all of them for one wide value
@@ -40,21 +41,6 @@ class Tiles:
         return self.vectors * self.lanes
 
 
-def tiles(isa: Isa, rows: int, columns: int) -> Tiles:
-    """Tiles for a product of so many rows and columns.
-
-    As many vectors as the CPU's tile has, or as there are columns for; as many rows as then fit into the registers.
-    """
-    most = isa.tile[1] // isa.lanes
-    needed = -(-columns // isa.lanes)
-    # Of two forms the one that computes fewer columns that nobody reads.
-    vectors = min(range(1, min(most, needed) + 1), key=lambda n: (-(-needed // n) * n, -n))
-    if vectors * 2 < min(most, needed):
-        vectors = min(most, needed)
-    fitting = (isa.registers - vectors - 1) // vectors
-    return Tiles(min(rows, fitting), vectors, isa.lanes)
-
-
 @dataclass(frozen=True)
 class Product:
     """Sizes of a matrix multiplication: rows of x, columns of the weight's transpose, terms of a sum.
@@ -70,10 +56,41 @@ class Product:
     batch: int = 1
 
 
+def formula(isa: Isa, product: Product) -> Schedule:
+    """How a product is cut unless something was measured to be faster.
+
+    As many vectors as the CPU's tile has, or as there are columns for; as many rows as then fit into the registers.
+    """
+    most = isa.tile[1] // isa.lanes
+    needed = -(-product.columns // isa.lanes)
+    # Of two forms the one that computes fewer columns that nobody reads.
+    vectors = min(range(1, min(most, needed) + 1), key=lambda n: (-(-needed // n) * n, -n))
+    if vectors * 2 < min(most, needed):
+        vectors = min(most, needed)
+    fitting = (isa.registers - vectors - 1) // vectors
+    work = task_of(product.batch * product.rows * product.columns * product.terms)
+    return Schedule(min(product.rows, fitting), vectors, work)
+
+
+def choices(isa: Isa, product: Product) -> Space:
+    """What a search may choose from."""
+
+    def cost(schedule: Schedule) -> float:
+        down, rest = divmod(product.rows, schedule.rows)
+        panels = -(-product.columns // (schedule.vectors * isa.lanes))
+        whole = cycles(isa, schedule.rows, schedule.vectors, product.terms)
+        return panels * (down * whole + (cycles(isa, rest, schedule.vectors, product.terms) if rest else 0))
+
+    needed = -(-product.columns // isa.lanes)
+    rows, vectors = range(1, min(product.rows, isa.registers) + 1), range(1, min(needed, isa.registers) + 1)
+    return space(isa, formula(isa, product), rows, vectors, cost)
+
+
 def linear(
     name: str,
     isa: Isa,
     product: Product,
+    schedule: Schedule,
     arguments: Sequence[str],
     row: Callable[[Emitter, Sequence[Buffer], Expr], tuple[Buffer, Expr]],
     finish: Callable[[Emitter, Sequence[Buffer], Expr, Expr, Expr, Lanes | None], None],
@@ -82,14 +99,15 @@ def linear(
 
     Parameters
     ----------
+    schedule : whose vectors make the columns of a panel.
     arguments : dtypes of the pointers; the last shows to the panels.
     row : where a row of x lies: its buffer, and the offset of its first number; the others follow it.
     finish : takes sums: the row, the first column, the sums and the lanes; writes what becomes of them.
     """
-    form = tiles(isa, product.rows, product.columns)
+    form = Tiles(schedule.rows, schedule.vectors, isa.lanes)
     panels = -(-product.columns // form.columns)
     work = product.terms * form.columns
-    most = task_of(product.batch * product.rows * product.columns * product.terms) // (work * form.rows)
+    most = schedule.work // (work * form.rows)
     height = max(1, min(-(-product.rows // form.rows), most))  # tiles of a task, in rows
     width = max(1, min(panels, most // height))  # and in panels
     down, across = -(-product.rows // (height * form.rows)), -(-panels // width)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import fx
@@ -11,25 +12,31 @@ from . import build
 from .build import Call
 from .image import Image
 from .isa import Isa
+from .places import Launch
+from .schedule import Choice
 from .stage import Builder
 from .steps import arranged
 
+_NOTHING: Mapping[str, Choice] = MappingProxyType({})
+
 
 class Generated:
-    """Kernels of a stage.
+    """Kernels of a stage, with what was chosen for them by measurement.
 
     Attributes
     ----------
     steps : what a call does with them.
     """
 
-    def __init__(self, isa: Isa, graph: fx.Graph, examples: Sequence[Any]) -> None:
-        self.isa, self.builder = isa, Builder(isa, graph, examples)
-        parts = [
-            step if isinstance(step, fx.Node) else (step.result, self.builder.group(step))
-            for step in self.builder.plan.steps
-        ]
-        self.steps = arranged(graph, parts, self.builder.strides)
+    def __init__(
+        self, isa: Isa, graph: fx.Graph, examples: Sequence[Any], chosen: Mapping[str, Choice] = _NOTHING
+    ) -> None:
+        self.isa, self.builder = isa, Builder(isa, graph, examples, chosen)
+        parts: dict[fx.Node, fx.Node | tuple[fx.Node, Sequence[Launch]]] = {}
+        for step in self.builder.plan.steps:
+            for part in self.builder.parts(step):
+                parts.setdefault(part if isinstance(part, fx.Node) else part[0], part)
+        self.steps = arranged(graph, parts.values(), self.builder.strides)
         self._calls = [
             [Call(self.builder.kernels[each.kernel], at) for each, at in zip(step.launches, step.starts, strict=True)]
             for step in self.steps.kernels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -77,5 +78,9 @@ def size_of(place: Place) -> int:
     if isinstance(place, Scratch):
         return 4 * place.floats
     value = val(place)
-    span = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
-    return int(value.element_size() * span)
+    return int(value.element_size()) * spanned(value.shape, value.stride())
+
+
+def spanned(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Numbers from the first to the last of a tensor that is not empty."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

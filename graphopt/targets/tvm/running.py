@@ -6,6 +6,8 @@ Calls that run at the same time have an arena each.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import statistics
 import time
 import weakref
@@ -21,10 +23,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ... import artifacts
 from ...ir.program import val
-from . import entry
+from . import entry, tuned
 from .image import MachineCode
 from .isa import Isa, detect
-from .places import Launch, Panels
+from .places import Launch, Panels, spanned
+from .schedule import Choice
 from .steps import ALIGN, Kernels, Torch
 
 if TYPE_CHECKING:
@@ -72,17 +75,31 @@ class Packed:
 class Code:
     """A stage's kernels and what stays with torch, as one function of the stage's inputs.
 
+    Parameters
+    ----------
+    choices : of schedules, by kernel (`Builder.identity`); None for what was measured on this machine to be fastest.
+
     Attributes
     ----------
     kept : whether it was read from the folder of `artifacts`: nothing was generated and compiled.
     """
 
-    def __init__(self, isa: Isa | None, graph: fx.Graph, examples: Sequence[Any], root: torch.nn.Module) -> None:
+    def __init__(
+        self,
+        isa: Isa | None,
+        graph: fx.Graph,
+        examples: Sequence[Any],
+        root: torch.nn.Module,
+        choices: Mapping[str, Choice] | None = None,
+    ) -> None:
         self.graph, self.root = graph, root
         self.inputs, self.constants = graph.find_nodes(op="placeholder"), graph.find_nodes(op="get_attr")
         self.results: Any = graph.output_node().args[0]
-        self._isa, self._examples = isa, [_outline(example) for example in examples]
-        key = entry.key(isa, graph, examples)
+        self._isa, self.examples = isa, [_outline(example) for example in examples]
+        if choices is None:
+            choices = tuned.choices(torch.get_num_threads()) if isa is None else {}
+        self._choices = choices
+        key = self._key(entry.key(isa, graph, examples))
         found = artifacts.read(key, artifacts.CODE) if key else None
         self.kept = found is not None
         if found is not None:
@@ -97,12 +114,26 @@ class Code:
         self._packed: dict[Panels, Packed] = {}
         self._epoch: object = None
 
+    def _key(self, stage: str | None) -> str | None:
+        """The key of the code; where nothing was chosen for its kernels, it is the stage's."""
+        if stage is None or not self._choices:
+            return stage
+        kernels = tuned.kernels_of(stage)
+        if kernels is None:
+            kernels = list(self.generated.builder.spaces)
+            tuned.remember(stage, kernels)
+        return entry.tuned(stage, {name: self._choices[name] for name in kernels if name in self._choices})
+
     @cached_property
     def generated(self) -> Generated:
         """The kernels as they are generated; done now where the machine code was kept."""
         from .generate import Generated
 
-        return Generated(self._isa or detect(), self.graph, self._examples)
+        return Generated(self._isa or detect(), self.graph, self.examples, self._choices)
+
+    def again(self, choices: Mapping[str, Choice] | None) -> Code:
+        """The same with other choices."""
+        return Code(self._isa, self.graph, self.examples, self.root, choices)
 
     @property
     def builder(self) -> Builder:
@@ -122,25 +153,55 @@ class Code:
             frame = self._frame()
         threads = torch.get_num_threads()
         try:
-            return self._run(frame, values, lambda step: self._runs[step.sequence](frame.address, threads))
+            return self._run(frame, values, lambda step, _: self._runs[step.sequence](frame.address, threads))
         finally:
             self._frames.append(frame)
 
     def timed(self, values: Sequence[Any], rounds: int) -> list[tuple[Launch, float]]:
         """Each launch with the median of its times, in seconds, on what it is given in a call."""
-        frame, found = self._frame(), list[tuple[Launch, float]]()
+        found = list[tuple[Launch, float]]()
 
-        def each(step: Kernels) -> None:
+        def each(launch: Launch, run: Callable[[], None], held: Callable[[fx.Node], torch.Tensor]) -> None:
+            times = []
+            for _ in range(rounds):
+                begin = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - begin)
+            found.append((launch, statistics.median(times)))
+
+        self.walk(values, each)
+        return found
+
+    def walk(
+        self,
+        values: Sequence[Any],
+        do: Callable[[Launch, Callable[[], None], Callable[[fx.Node], torch.Tensor]], None],
+    ) -> None:
+        """A call, launch by launch.
+
+        Parameters
+        ----------
+        do : takes a launch, what runs it, which has to be done once at least, and what copies the value of a node that
+            the launches around it read from memory; weights are not copied.
+        """
+        frame = self._frame()
+
+        def each(step: Kernels, known: Mapping[fx.Node, Any]) -> None:
             for launch, start in zip(step.launches, step.starts, strict=True):
-                kernel, times = self._machine_code.kernel(launch.kernel), []
-                for _ in range(rounds):
-                    begin = time.perf_counter()
-                    kernel(frame.address + 8 * start)
-                    times.append(time.perf_counter() - begin)
-                found.append((launch, statistics.median(times)))
+                run = functools.partial(self._machine_code.kernel(launch.kernel), frame.address + 8 * start)
+                do(launch, run, functools.partial(self._held, frame, step, known))
 
         self._run(frame, values, each)
-        return found
+
+    def _held(self, frame: Frame, step: Kernels, known: Mapping[fx.Node, Any], node: fx.Node) -> torch.Tensor:
+        """See `walk`."""
+        if node not in step.slots:
+            weight: torch.Tensor = known[node]
+            return weight
+        strides, shape = self.plan.strides[node], val(node).shape
+        made = torch.empty(spanned(shape, strides), dtype=val(node).dtype)
+        ctypes.memmove(made.data_ptr(), int(frame.table[step.slots[node][0]]), made.numel() * made.element_size())
+        return made.as_strided(shape, strides)
 
     def weights_are(self, epoch: object) -> None:
         """See `KeepsWeights`."""
@@ -169,7 +230,9 @@ class Code:
     def _frame(self) -> Frame:
         return Frame(self.plan.width, self.plan.size, self.plan.offsets)
 
-    def _run(self, frame: Frame, values: Sequence[Any], run: Callable[[Kernels], None]) -> tuple[Any, ...]:
+    def _run(
+        self, frame: Frame, values: Sequence[Any], run: Callable[[Kernels, Mapping[fx.Node, Any]], None]
+    ) -> tuple[Any, ...]:
         known: dict[fx.Node, Any] = dict(zip(self.inputs, values, strict=True))
         for node in self.constants:
             known[node] = getattr(self.root, str(node.target))
@@ -179,7 +242,7 @@ class Code:
                 known[step.node] = step.node.target(*args, **kwargs)  # type: ignore[operator]
             else:
                 keep = self._fill(frame, step, known)
-                run(step)
+                run(step, known)
                 del keep
             for node in step.last:
                 known.pop(node, None)

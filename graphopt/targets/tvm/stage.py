@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from .places import Launch, Panels, Place, Scratch, Turned
 from .plan import Group, plan
 from .reading import Lanes, Layout, Leaf, Reader, Tree, lanes_of, strides_of, vector_of
 from .reading import reads as reads_of
+from .schedule import TORCH, Choice, Schedule, Space
 
 
 class Builder:
@@ -32,11 +34,14 @@ class Builder:
 
     Attributes
     ----------
+    chosen : what was measured to be faster than the default, by group (`Builder.identity`).
     kernels : those of launches so far, by name.
+    spaces : what groups so far could choose from, where there is a choice.
     """
 
-    def __init__(self, isa: Isa, graph: fx.Graph, examples: Sequence[Any]) -> None:
-        self.isa, self.plan = isa, plan(graph)
+    def __init__(self, isa: Isa, graph: fx.Graph, examples: Sequence[Any], chosen: Mapping[str, Choice]) -> None:
+        self.isa, self.plan, self.chosen = isa, plan(graph), dict(chosen)
+        self.spaces: dict[str, Space] = {}
         self.strides: dict[fx.Node, tuple[int, ...]] = {}
         for node in self.plan.memory:
             if isinstance(val(node), torch.Tensor):
@@ -45,6 +50,7 @@ class Builder:
             if isinstance(example, torch.Tensor):
                 self.strides[node] = _apart(example)
         self.layout = Layout(self.strides)
+        self._asking = "", False  # the identity of the group at hand, and whether torch has an operator for it
         self.made = 0
         self.taken = 0
         self.known: dict[Hashable, tuple[list[Launch], dict[int, fx.Node]]] = {}
@@ -63,7 +69,7 @@ class Builder:
         """The launches that compute a group. Groups that differ only in which memory they touch share kernels."""
         signature, numbers, computed = self._signature(group)
         if signature not in self.known:
-            self.launches = []
+            self.launches, self._asking = [], (_digest(signature), group.kind != "winograd")
             _RULES[group.kind](self, group)
             self.known[signature] = self.launches, {number: node for node, number in numbers.items()}
         launches, nodes = self.known[signature]
@@ -81,6 +87,49 @@ class Builder:
 
         made = [Launch(launch.kernel, tuple(moved(place) for place in launch.pointers)) for launch in launches]
         return [*made[:-1], dataclasses.replace(made[-1], computes=computed)]
+
+    def parts(self, step: Group | fx.Node) -> list[fx.Node | tuple[fx.Node, list[Launch]]]:
+        """What computes a step of the plan: nodes that torch computes, or a result and launches."""
+        if isinstance(step, fx.Node):
+            return [step]
+        launches = self.group(step)
+        if self.choice(step) == TORCH:
+            return list(self.computed(step))
+        return [(step.result, launches)]
+
+    def identity(self, group: Group) -> str:
+        """The same for all groups, of whatever stage, that share kernels."""
+        return _digest(self._signature(group)[0])
+
+    def computed(self, group: Group) -> tuple[fx.Node, ...]:
+        """The nodes that a group computes, in order."""
+        return self._signature(group)[2]
+
+    def choice(self, group: Group) -> Choice | None:
+        """What was chosen for a group and is not its default; it has been built."""
+        identity = self.identity(group)
+        space, chosen = self.spaces.get(identity), self.chosen.get(identity)
+        return chosen if space is not None and chosen in space and chosen != space.default else None
+
+    @property
+    def measured(self) -> list[Choice]:
+        """What was chosen for groups, each by itself, and is not their default; all have been built."""
+        choices = (self.choice(step) for step in self.plan.steps if isinstance(step, Group))
+        return [choice for choice in choices if choice is not None]
+
+    def anew(self, group: Group, schedule: Schedule) -> list[Launch]:
+        """The launches that compute a group with another schedule."""
+        signature = self._signature(group)[0]
+        self.known.pop(signature, None)
+        self.chosen[_digest(signature)] = schedule
+        return self.group(group)
+
+    def scheduled(self, space: Space) -> Schedule:
+        """The schedule of the group at hand, which may choose from so much."""
+        identity, torch_has_it = self._asking
+        self.spaces[identity] = space = dataclasses.replace(space, torch=torch_has_it)
+        chosen = self.chosen.get(identity)
+        return chosen if isinstance(chosen, Schedule) and chosen in space else space.default
 
     def take(self, floats: int) -> Scratch:
         """Memory for so many numbers, while a group is computed."""
@@ -134,13 +183,14 @@ class Builder:
         assert found is not None
         sum_ = found
         left, bias, weight = sum_.left, sum_.bias, group.kind == "linear"
-        form = gemm.tiles(self.isa, sum_.rows, sum_.columns)
         product = gemm.Product(sum_.rows, sum_.columns, sum_.terms, sum_.batch)
+        schedule = self.scheduled(gemm.choices(self.isa, product))
+        wide = schedule.vectors * self.isa.lanes
         rows = sum_.batch_letters + sum_.row_letters
         laid, strides = self._in_rows(sum_)
-        panels: Place = Panels(sum_.right, form.columns)
+        panels: Place = Panels(sum_.right, wide)
         if not weight:
-            panels = self._packed(group, sum_, product, form.columns)
+            panels = self._packed(group, sum_, product, wide)
         after = After(self, group, self.layout, [bias] if bias is not None else [], [] if laid else [left])
 
         def row(emitter: Emitter, buffers: Sequence[Buffer], number: Expr) -> tuple[Buffer, Expr]:
@@ -168,7 +218,7 @@ class Builder:
 
         pointers: list[Place] = [*after.pointers, *([laid] if laid else []), panels]
         name = self.name(group.kind)
-        self.launch(gemm.linear(name, self.isa, product, stored(pointers), row, finish), pointers)
+        self.launch(gemm.linear(name, self.isa, product, schedule, stored(pointers), row, finish), pointers)
 
     def _in_rows(self, found: Contraction) -> tuple[Scratch | None, tuple[int, ...]]:
         """Where the left factor is copied to and with which strides, if its terms do not lie next to each other."""
@@ -257,9 +307,11 @@ class Builder:
         after, finish = self._sums(group, g, layout, bias, lambda index: index)
         taps = tuple(layout.tap(row, column) for row in range(kernel[0]) for column in range(kernel[1]))
         where = conv.Source(channels * layout.channel, layout.channel, layout.columns, taps, layout.pixels)
-        pointers: list[Place] = [*after.pointers, laid, Panels(weight, conv.outputs_of(self.isa))]
+        sizes = conv.Sizes(batch, channels, outputs)
+        schedule = self.scheduled(conv.choices(self.isa, sizes, where))
+        pointers: list[Place] = [*after.pointers, laid, Panels(weight, schedule.rows)]
         name, types = self.name("conv2d"), ["float32"] * len(pointers)
-        self.launch(conv.convolution(name, self.isa, batch, channels, outputs, where, types, finish), pointers)
+        self.launch(conv.convolution(name, self.isa, sizes, where, schedule, types, finish), pointers)
 
     def winograd(self, group: Group) -> None:
         bound = bind(group.anchor)
@@ -267,6 +319,7 @@ class Builder:
         batch, channels, height, width = val(source).shape
         padding, size, outputs = pair(bound["padding"]), bound["tile"], bound["outputs"]
         shape = winograd.Shape(self.isa, batch, channels, (height, width), outputs, padding, size, bound["height"])
+        shape = dataclasses.replace(shape, schedule=self.scheduled(winograd.choices(shape)))
         before = After(self, group, self.layout, [], [source])
         reads = list(before.pointers[:-1])
         laid = self.take(shape.floats)
@@ -544,10 +597,13 @@ class Builder:
         # Depths follow one another; from one image to the next there are more planes than that.
         separate = taps > 1 or along > 1
         count = results[0] if separate else batch * results[0]
-        panels = Panels(weight, 1 if groups > 1 else conv.outputs_of(self.isa))
+        where = conv.Source(along * plane, layout.channel, layout.columns, tuple(steps), layout.pixels)
+        size = conv.Sizes(count, channels, outputs)
+        schedule = None if groups > 1 else self.scheduled(conv.choices(self.isa, size, where))
+        panels = Panels(weight, 1 if schedule is None else schedule.rows)
         for image in range(batch if separate else 1):
             offsets = tuple(image * planes * plane + step for step in steps)
-            where = conv.Source(along * plane, layout.channel, layout.columns, offsets, layout.pixels)
+            where = dataclasses.replace(where, taps=offsets)
 
             def at(index: Index, image: int = image) -> Index:
                 item, channel, *pixel = index
@@ -558,10 +614,10 @@ class Builder:
             after, finish = self._sums(group, g, layout, bound["bias"], at)
             pointers: list[Place] = [*after.pointers, laid, panels]
             name, types = self.name(group.kind), stored(pointers)
-            if groups > 1:
+            if schedule is None:
                 kernel_ = depthwise.convolution(name, self.isa, count, inner, outputs, groups, where, types, finish)
             else:
-                kernel_ = conv.convolution(name, self.isa, count, channels, outputs, where, types, finish)
+                kernel_ = conv.convolution(name, self.isa, size, where, schedule, types, finish)
             self.launch(kernel_, pointers)
 
     def transposed_convolution(self, group: Group) -> None:
@@ -595,9 +651,11 @@ class Builder:
         taps = tuple(layout.tap(row, column) for row in range(kernel[0]) for column in range(kernel[1]))
         where = conv.Source(channels * layout.channel, layout.channel, layout.columns, taps, layout.pixels)
         after, finish = self._sums(group, g, layout, bound["bias"], lambda index: index)
-        pointers: list[Place] = [*after.pointers, laid, Turned(weight, conv.outputs_of(self.isa))]
+        size = conv.Sizes(batch, channels, outputs)
+        schedule = self.scheduled(conv.choices(self.isa, size, where))
+        pointers: list[Place] = [*after.pointers, laid, Turned(weight, schedule.rows)]
         name, types = self.name(group.kind), stored(pointers)
-        self.launch(conv.convolution(name, self.isa, batch, channels, outputs, where, types, finish), pointers)
+        self.launch(conv.convolution(name, self.isa, size, where, schedule, types, finish), pointers)
 
     def _laid(
         self, group: Group, g: conv.Geometry, source: fx.Node, read: Callable[..., Expr]
@@ -749,6 +807,10 @@ def _apart(value: torch.Tensor) -> tuple[int, ...]:
 def stored(pointers: Sequence[Place]) -> list[str]:
     """Dtypes of what pointers show to."""
     return [STORED[val(place).dtype] if isinstance(place, fx.Node) else "float32" for place in pointers]
+
+
+def _digest(signature: Hashable) -> str:
+    return hashlib.sha256(repr(signature).encode()).hexdigest()
 
 
 def _places(found: Contraction, letters: str, number: Expr) -> dict[str, Expr]:

@@ -20,6 +20,7 @@ from ...ir.winograd import FILTER, Matrix, transforms
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
+from .schedule import Schedule, Space, cycles, space
 from .tile import TERMS, elements_of, in_runs, task_of, tile
 
 _SUMS = 1 << 15  # sums that a task keeps: a quarter of the second cache
@@ -39,6 +40,7 @@ class Shape:
     padding : rows above and below, columns to the left and to the right.
     size : rows and columns of a tile of outputs.
     height : output channels that lie together in the weight.
+    schedule : None for what formulas say; its rows are `height`.
     """
 
     isa: Isa
@@ -49,6 +51,7 @@ class Shape:
     padding: tuple[int, int]
     size: int
     height: int
+    schedule: Schedule | None = None
 
     @property
     def rows(self) -> int:
@@ -86,6 +89,8 @@ class Shape:
     @property
     def vectors(self) -> int:
         """Of a block of tiles."""
+        if self.schedule is not None:
+            return self.schedule.vectors
         return min(self.isa.tile[1] // self.isa.lanes, ceil(self.tiles / self.isa.lanes))
 
     @property
@@ -106,6 +111,35 @@ class Shape:
     def floats(self) -> int:
         """Numbers of the transformed input."""
         return self.blocks * self.points * self.pitch
+
+    @property
+    def high(self) -> int:
+        """Groups of `height` output channels."""
+        return ceil(self.outputs / self.height)
+
+    @property
+    def multiplications(self) -> int:
+        """Of a block of tiles and a group of output channels."""
+        return self.points * self.height * self.block * self.channels
+
+    @property
+    def work(self) -> int:
+        """Multiplications of a task."""
+        if self.schedule is not None:
+            return self.schedule.work
+        return task_of(self.blocks * self.high * self.multiplications)
+
+
+def choices(shape: Shape) -> Space:
+    """What a search may choose from."""
+    isa, height, most = shape.isa, shape.height, ceil(shape.tiles / shape.isa.lanes)
+    default = Schedule(height, shape.vectors, shape.work)
+
+    def cost(schedule: Schedule) -> float:
+        blocks = ceil(shape.tiles / (schedule.vectors * isa.lanes))
+        return blocks * cycles(isa, height, schedule.vectors, shape.channels)
+
+    return space(isa, default, [height], range(1, min(most, isa.registers) + 1), cost)
 
 
 def transform(name: str, shape: Shape, arguments: Sequence[str], read: Read) -> Kernel:
@@ -196,10 +230,8 @@ class _Transform:
 
 def product(name: str, shape: Shape, arguments: Sequence[str], finish: Finish) -> Kernel:
     """A kernel of the transformed input and weight, to which its last two pointers show."""
-    high = ceil(shape.outputs / shape.height)
-    sums = shape.points * shape.height * shape.block
-    work = sums * shape.channels
-    deep = max(1, min(high, _SUMS // sums, task_of(shape.blocks * high * work) // work))
+    high = shape.high
+    deep = max(1, min(high, _SUMS // (shape.points * shape.height * shape.block), shape.work // shape.multiplications))
     down = ceil(high / deep)
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
@@ -225,8 +257,7 @@ class _Product:
         emitter, shape = self.emitter, self.shape
         with emitter.loop(shape.points, "point") as point, emitter.loop(count, "group") as group:
             image = emitter.let((block * shape.points + point) * shape.pitch, "image")
-            high = ceil(shape.outputs / shape.height)
-            weight = (point * high + first + group) * (shape.channels * shape.height)
+            weight = (point * shape.high + first + group) * (shape.channels * shape.height)
             into = (group * shape.height * shape.points + point) * shape.block
             self._sum(image, emitter.let(weight, "weight"), emitter.let(into, "into"))
         with emitter.loop(count, "group") as group, emitter.loop(shape.height, "row") as row:
