@@ -5,9 +5,9 @@
     python -m benchmarks.compile_time --contenders tvm,torch.compile   needs g++
 
 Every figure is of a process of its own, and of its parts: capture, passes, code of the stages (read; or generated, with
-the import of TVM), each made or read from the cache, and the rest, most of it the first two calls: the module's own, with
-which the compiled one is compared, and the compiled one, which packs weights. torch.compile freezes weights; its caches
-start empty, too.
+the import of TVM), each made or read from the cache, and the rest, most of it the first two calls: the module's own,
+with which the compiled one is compared, and the compiled one, which packs weights. torch.compile freezes weights; its
+caches start empty, too.
 """
 
 from __future__ import annotations

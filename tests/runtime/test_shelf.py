@@ -54,7 +54,8 @@ class Net(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         calls.append(1)
-        return self.linear(x * self.factor) * t.cos() + prompt.sin() + 0 * x
+        result: torch.Tensor = self.linear(x * self.factor) * t.cos() + prompt.sin() + 0 * x
+        return result
 
 
 calls: list[int] = []
@@ -64,8 +65,7 @@ GIVEN = torch.ones(2, 4), torch.tensor(3.0), torch.arange(4.0)
 def run(module: torch.nn.Module, given: tuple[Any, ...] = GIVEN, **options: Any) -> torch.Tensor:
     """The first result of the module, compiled; and it is right."""
     with torch.no_grad():
-        expected: torch.Tensor
-        expected = module(*given)
+        expected: torch.Tensor = module(*given)
         graphopt.compile(module, target="eager", **options)
         for _ in range(2):
             assert torch.allclose(module(*given), expected)
