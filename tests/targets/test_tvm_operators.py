@@ -72,6 +72,10 @@ def test_prelu() -> None:
     verify(function, r(2, 6, 3, 5), r(6), r(1))
 
 
+def test_other_names_of_cat() -> None:
+    verify(lambda x, y: (torch.concat([x, y * 2], 1), torch.concatenate([x, x], -1) + 1), r(3, 5, 8), r(3, 2, 8))
+
+
 def test_stack() -> None:
     def function(x: torch.Tensor, y: torch.Tensor, i: torch.Tensor) -> Any:
         turned = torch.stack([-x[..., 1::2], x[..., ::2] * 2], -1).flatten(-2)

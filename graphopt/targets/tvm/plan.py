@@ -283,7 +283,12 @@ _KINDS: dict[Any, tuple[str, Any]] = {
 }
 
 
-_JOINING = {aten.cat.default: "cat", aten.stack.default: "stack"}
+_JOINING = {
+    aten.cat.default: "cat",
+    aten.concat.default: "cat",
+    aten.concatenate.default: "cat",
+    aten.stack.default: "stack",
+}
 
 
 # -- what goes along -------------------------------------------------------------------------------------------------
