@@ -72,6 +72,10 @@ def test_prelu() -> None:
     verify(function, r(2, 6, 3, 5), r(6), r(1))
 
 
+def test_other_names_of_cat() -> None:
+    verify(lambda x, y: (torch.concat([x, y * 2], 1), torch.concatenate([x, x], -1) + 1), r(3, 5, 8), r(3, 2, 8))
+
+
 def test_stack() -> None:
     def function(x: torch.Tensor, y: torch.Tensor, i: torch.Tensor) -> Any:
         turned = torch.stack([-x[..., 1::2], x[..., ::2] * 2], -1).flatten(-2)
@@ -279,6 +283,18 @@ CONVOLUTIONS: dict[str, tuple[Callable[..., Any], Sequence[int], Sequence[int], 
         F.conv_transpose2d, (1, 5, 4, 3), (5, 9, 3, 2), {"stride": (2, 3), "output_padding": (1, 2), "dilation": 2},
     ),
     "transposed without stride": (F.conv_transpose2d, (1, 3, 6, 8), (3, 4, 3, 3), {"padding": 2}),
+    "transposed, patches": (F.conv_transpose2d, (2, 7, 3, 17), (7, 8, 2, 2), {"stride": 2}),
+    "transposed with two strides": (
+        F.conv_transpose2d, (1, 4, 7, 5), (4, 7, 3, 4), {"stride": (3, 1), "padding": 1, "output_padding": (2, 0)},
+    ),
+    "transposed, outputs without taps": (F.conv_transpose2d, (1, 2, 3, 5), (2, 3, 1, 3), {"stride": 2, "dilation": 2}),
+    "transposed, no taps": (F.conv_transpose2d, (2, 2, 1, 1), (2, 3, 1, 1), {
+        "stride": 3, "padding": 1, "output_padding": 2,
+    }),
+    "transposed, more padding than filter": (
+        F.conv_transpose2d, (1, 3, 7, 11), (3, 2, 2, 1), {"stride": (1, 2), "padding": (2, 3)},
+    ),
+    "transposed, one pixel": (F.conv_transpose2d, (1, 3, 1, 1), (3, 2, 3, 3), {"stride": 3, "padding": 1}),
 }  # fmt: skip
 
 

@@ -70,6 +70,11 @@ class Layout:
         return self.geometry.columns % self.lanes != 0 or self.geometry.kernel[1] == 1
 
     @property
+    def padded(self) -> bool:
+        """Whether there are zeros that are not the input's."""
+        return self.geometry.padding != (0, 0)
+
+    @property
     def pixels(self) -> tuple[int, int]:
         """Rows of the output, and columns, between which vectors make no difference."""
         g = self.geometry
@@ -115,6 +120,80 @@ class Layout:
         return ((down % g.stride[0] * self.grids + grid) * self.rows + down // g.stride[0]) * self.columns + shift
 
 
+@dataclass(frozen=True)
+class Framed(Layout):
+    """The input in one grid, with zeros around it, for taps that read at a stride of one and shifted by any number.
+
+    Attributes
+    ----------
+    geometry : its padding is the rows above, and the columns to the left.
+    after : rows below, and columns to the right.
+    """
+
+    after: tuple[int, int]
+
+    @property
+    def flat(self) -> bool:
+        return False
+
+    @property
+    def padded(self) -> bool:
+        return super().padded or self.after != (0, 0)
+
+    @property
+    def rows(self) -> int:
+        return self.geometry.padding[0] + self.geometry.height + self.after[0]
+
+    @property
+    def columns(self) -> int:
+        return self.geometry.padding[1] + self.geometry.width + self.after[1]
+
+    def tap(self, row: int, column: int) -> int:
+        """Where a tap with these shifts reads for the first output pixel."""
+        return (self.geometry.padding[0] + row) * self.columns + self.geometry.padding[1] + column
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Every stride-th row, or column, of what a transposed convolution gives: they read the same taps of the filter.
+
+    Attributes
+    ----------
+    first : of the outputs.
+    count : of outputs.
+    taps : of the filter, those that are read.
+    shifts : for each of them, the input that the first output reads; each further output reads the next one.
+    """
+
+    first: int
+    count: int
+    taps: tuple[int, ...]
+    shifts: tuple[int, ...]
+
+
+def phases(outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> list[Phase]:
+    """The phases of a transposed convolution in one dimension.
+
+    out[p + i · stride] = Σₖ in[i + (p + padding − k · dilation) / stride] · w[k]
+
+    over the k for which the stride divides what stands above it.
+    """
+    found = []
+    for first in range(min(stride, outputs)):
+        reach = {tap: first + padding - tap * dilation for tap in range(kernel)}
+        taps = tuple(tap for tap, place in reach.items() if place % stride == 0)
+        shifts = tuple(reach[tap] // stride for tap in taps)
+        found.append(Phase(first, (outputs - first - 1) // stride + 1, taps, shifts))
+    return found
+
+
+def frame(found: Sequence[Phase], size: int) -> tuple[int, int]:
+    """How far phases reach beyond an input of this size: before it, and after it."""
+    least = min((shift for phase in found for shift in phase.shifts), default=0)
+    most = max((shift + phase.count for phase in found for shift in phase.shifts), default=0)
+    return max(0, -least), max(0, most - size)
+
+
 def pad(
     name: str,
     layout: Layout,
@@ -135,7 +214,7 @@ def pad(
         batch, channel = tirx.floordiv(task, g.channels), tirx.floormod(task, g.channels)
         start = emitter.let(task * layout.channel, "start")
         whole, rest = divmod(layout.channel, lanes)
-        if g.padding != (0, 0):
+        if layout.padded:
             with emitter.loop(whole, "clear") as at:
                 emitter.store(buffers[-1], start + at * lanes, emitter.spread(0.0, lanes))
             with emitter.loop(rest, "clear") as at:
@@ -243,6 +322,36 @@ def convolution(
         _Convolution(emitter, buffers, cut, source, finish).run(task)
 
     return kernel(name, isa, arguments, sizes.batch * cut.right * cut.down, body)
+
+
+def without_taps(
+    name: str,
+    isa: Isa,
+    batch: int,
+    outputs: int,
+    pixels: tuple[int, int],
+    arguments: Sequence[str],
+    finish: Finish,
+) -> Kernel:
+    """A kernel over output pixels that no tap of the filter reaches: their sums are 0. See `convolution`."""
+    rows, columns = pixels
+    whole, rest = divmod(columns, isa.lanes)
+
+    def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
+        item = emitter.let(tirx.floordiv(task, outputs), "item")
+        output = emitter.let(tirx.floormod(task, outputs), "output")
+        lane = vector_of(emitter, isa.lanes)
+        with emitter.loop(rows, "row") as row:
+            if whole:
+                with emitter.loop(whole, "vector") as vector:
+                    zeros = emitter.spread(0.0, isa.lanes)
+                    finish(emitter, buffers, (item, output, row, vector * isa.lanes), zeros, lane)
+            if rest:
+                with emitter.loop(rest, "rest") as left:
+                    place = (item, output, row, left + whole * isa.lanes)
+                    finish(emitter, buffers, place, emitter.number(0.0), None)
+
+    return kernel(name, isa, arguments, batch * outputs, body)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,8 @@ def written(steps: Steps, image: Image, graph: fx.Graph) -> bytes:
 
     def place(value: Place) -> Any:
         if isinstance(value, Panels):
-            return {"weight": at[value.weight], "size": value.size, "turned": isinstance(value, Turned)}
+            taps = {"taps": [value.rows, value.columns]} if isinstance(value, Turned) else {}
+            return {"weight": at[value.weight], "size": value.size, **taps}
         return {"scratch": value.number, "floats": value.floats} if isinstance(value, Scratch) else at[value]
 
     def nodes(values: Sequence[fx.Node]) -> list[int]:
@@ -133,8 +134,11 @@ def read(entry: bytes, graph: fx.Graph) -> tuple[Steps, Image]:
         if isinstance(value, int):
             found: fx.Node = nodes[value]
             return found
+        if "taps" in value:
+            rows, columns = map(tuple, value["taps"])
+            return Turned(nodes[value["weight"]], value["size"], rows, columns)
         if "weight" in value:
-            return (Turned if value["turned"] else Panels)(nodes[value["weight"]], value["size"])
+            return Panels(nodes[value["weight"]], value["size"])
         return Scratch(value["scratch"], value["floats"])
 
     made = Steps(

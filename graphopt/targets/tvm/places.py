@@ -23,13 +23,31 @@ class Panels:
         """The weight's numbers in the order in which the kernel reads them."""
         return packed(weight, self.size)
 
+    @property
+    def numbers(self) -> int:
+        """Of the weight, that are packed."""
+        return int(val(self.weight).numel())
+
 
 @dataclass(frozen=True)
 class Turned(Panels):
-    """The weight of a transposed convolution: inputs and outputs changed places, and the filter turned around."""
+    """The part of a transposed convolution's weight that some outputs read: inputs and outputs changed places.
+
+    Attributes
+    ----------
+    rows, columns : of the filter, those that are read.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        return packed(weight.transpose(0, 1).flip(2, 3), self.size)
+        return packed(weight.transpose(0, 1)[:, :, list(self.rows)][..., list(self.columns)], self.size)
+
+    @property
+    def numbers(self) -> int:
+        channels, outputs, *_ = val(self.weight).shape
+        return int(channels * outputs) * len(self.rows) * len(self.columns)
 
 
 @dataclass(frozen=True)
@@ -74,7 +92,7 @@ def packed(weight: torch.Tensor, columns: int) -> torch.Tensor:
 def size_of(place: Place) -> int:
     """Bytes that a place takes."""
     if isinstance(place, Panels):
-        return 4 * int(val(place.weight).numel())
+        return 4 * place.numbers
     if isinstance(place, Scratch):
         return 4 * place.floats
     value = val(place)

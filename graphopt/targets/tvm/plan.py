@@ -35,6 +35,8 @@ from .operators import (
 
 aten = torch.ops.aten
 
+_PHASES = 16  # of a transposed convolution: each is a kernel, and takes time to compile
+
 
 @dataclass(frozen=True)
 class Group:
@@ -187,13 +189,8 @@ def _convolves(bound: dict[str, Any], dims: int) -> bool:
 
 
 def _transposed(node: fx.Node, bound: dict[str, Any]) -> bool:
-    if bound["groups"] != 1 or not _convolves(bound, 2):
-        return False
-    sizes = val(bound["weight"]).shape[2:]
-    options = (bound[name] for name in ("padding", "dilation"))
-    return all(
-        padding <= dilation * (size - 1) for padding, dilation, size in zip(*map(pair, options), sizes, strict=True)
-    )
+    down, right = pair(bound["stride"])
+    return bound["groups"] == 1 and down * right <= _PHASES and _convolves(bound, 2)
 
 
 def _reduction(node: fx.Node, bound: dict[str, Any]) -> bool:
@@ -283,7 +280,12 @@ _KINDS: dict[Any, tuple[str, Any]] = {
 }
 
 
-_JOINING = {aten.cat.default: "cat", aten.stack.default: "stack"}
+_JOINING = {
+    aten.cat.default: "cat",
+    aten.concat.default: "cat",
+    aten.concatenate.default: "cat",
+    aten.stack.default: "stack",
+}
 
 
 # -- what goes along -------------------------------------------------------------------------------------------------

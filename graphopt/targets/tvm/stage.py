@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -586,7 +587,8 @@ class Builder:
             batch * planes, channels, height, width, outputs,
             (kernel[0], kernel[1]), (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]),
         )  # fmt: skip
-        layout, laid = self._laid(group, g, source, read)
+        layout = conv.Layout(g, self.isa.lanes)
+        laid = self._laid(group, layout, source, read)
         plane = channels * layout.channel
         steps = [
             depth * apart * plane + layout.tap(row, column)
@@ -621,47 +623,50 @@ class Builder:
             self.launch(kernel_, pointers)
 
     def transposed_convolution(self, group: Group) -> None:
-        """As a convolution of the input with zeros in between, with the filter turned around."""
+        """As one convolution of the input for each phase of the outputs: see `conv.phases`."""
         bound = bind(group.anchor)
         source, weight = bound["input"], bound["weight"]
-        batch, channels, *sizes = val(source).shape
+        batch, channels, height, width = val(source).shape
         _, outputs, *kernel = val(weight).shape
-        stride, padding, extra, dilation = (
-            pair(bound[name]) for name in ("stride", "padding", "output_padding", "dilation")
+        stride, padding, dilation = (pair(bound[name]) for name in ("stride", "padding", "dilation"))
+        down, right = (
+            conv.phases(*sizes)
+            for sizes in zip(val(group.anchor).shape[2:], kernel, stride, padding, dilation, strict=True)
         )
-        height, width = ((size - 1) * step + 1 + more for size, step, more in zip(sizes, stride, extra, strict=True))
-        around = [apart * (size - 1) - less for apart, size, less in zip(dilation, kernel, padding, strict=True)]
+        above, below = conv.frame(down, height)
+        left, beyond = conv.frame(right, width)
+        g = conv.Geometry(batch, channels, height, width, outputs, (1, 1), (1, 1), (above, left), (1, 1))
+        layout = conv.Framed(g, self.isa.lanes, (below, beyond))
 
         def read(before: After, emitter: Emitter, buffers: Sequence[Buffer], index: Index, lanes: Lanes | None) -> Expr:
-            item, channel, row, column = index
-            place = (item, channel, tirx.floordiv(row, stride[0]), tirx.floordiv(column, stride[1]))
-            value = before.value(emitter, buffers, source, place, lanes)
-            count, columns = 1, column
-            if lanes is not None:
-                count, columns = lanes.count, tirx.Ramp(lanes_of(emitter.analyzer, column, lanes)[0], 1, lanes.count)
-            zero = emitter.spread(tirx.const(0, "int32"), count)
-            there = tirx.EQ(tirx.floormod(columns, emitter.spread(tirx.const(stride[1], "int32"), count)), zero)
-            down = emitter.spread(tirx.EQ(tirx.floormod(row, stride[0]), 0), count)
-            return tirx.Select(tirx.And(there, down), value, emitter.spread(0.0, count))
+            return before.value(emitter, buffers, source, index, lanes)
 
-        g = conv.Geometry(
-            batch, channels, height, width, outputs, (kernel[0], kernel[1]), (1, 1), (around[0], around[1]), dilation
-        )
-        layout, laid = self._laid(group, g, source, read)
-        taps = tuple(layout.tap(row, column) for row in range(kernel[0]) for column in range(kernel[1]))
-        where = conv.Source(channels * layout.channel, layout.channel, layout.columns, taps, layout.pixels)
-        after, finish = self._sums(group, g, layout, bound["bias"], lambda index: index)
-        size = conv.Sizes(batch, channels, outputs)
-        schedule = self.scheduled(conv.choices(self.isa, size, where))
-        pointers: list[Place] = [*after.pointers, laid, Turned(weight, schedule.rows)]
-        name, types = self.name(group.kind), stored(pointers)
-        self.launch(conv.convolution(name, self.isa, size, where, schedule, types, finish), pointers)
+        reached = any(row.taps for row in down) and any(column.taps for column in right)
+        laid = self._laid(group, layout, source, read) if reached else None
+        for rows, columns in itertools.product(down, right):
 
-    def _laid(
-        self, group: Group, g: conv.Geometry, source: fx.Node, read: Callable[..., Expr]
-    ) -> tuple[conv.Layout, Scratch]:
+            def at(index: Index, first: tuple[int, int] = (rows.first, columns.first)) -> Index:
+                item, channel, row, column = index
+                return item, channel, row * stride[0] + first[0], column * stride[1] + first[1]
+
+            after, finish = self._sums(group, g, layout, bound["bias"], at)
+            name, pixels = self.name(group.kind), (rows.count, columns.count)
+            if laid is None or not rows.taps or not columns.taps:
+                types = stored(after.pointers)
+                empty = conv.without_taps(name, self.isa, batch, outputs, pixels, types, finish)
+                self.launch(empty, after.pointers)
+                continue
+            taps = tuple(layout.tap(row, column) for row in rows.shifts for column in columns.shifts)
+            where = conv.Source(channels * layout.channel, layout.channel, layout.columns, taps, pixels)
+            size = conv.Sizes(batch, channels, outputs)
+            schedule = conv.choices(self.isa, size, where).default  # phases differ: there is no one choice for all
+            panels = Turned(weight, schedule.rows, rows.taps, columns.taps)
+            pointers: list[Place] = [*after.pointers, laid, panels]
+            types = stored(pointers)
+            self.launch(conv.convolution(name, self.isa, size, where, schedule, types, finish), pointers)
+
+    def _laid(self, group: Group, layout: conv.Layout, source: fx.Node, read: Callable[..., Expr]) -> Scratch:
         """The input of a convolution, laid out."""
-        layout = conv.Layout(g, self.isa.lanes)
         before = After(self, group, self.layout, [], [source])
         laid = self.take(layout.size)
         pointers: list[Place] = [*before.pointers[:-1], laid]
@@ -670,7 +675,7 @@ class Builder:
             return read(before, emitter, buffers, index, lanes)
 
         self.launch(conv.pad(self.name("pad"), layout, self.isa, stored(pointers), element), pointers)
-        return layout, laid
+        return laid
 
     def _sums(
         self, group: Group, g: conv.Geometry, layout: conv.Layout, bias: fx.Node | None, at: Callable[[Index], Index]
