@@ -143,7 +143,7 @@ def case(seed: int, target: Target) -> Program:
 
 def failure(program: Program, target: Target, seed: int, tally: Tally) -> str | None:
     """What is wrong with a Program on a target, for numbers that are not the first ones that it gets."""
-    inputs, others = numbers(program, seed), numbers(program, seed, more=1)
+    inputs, others = _numbers(program, seed), _numbers(program, seed, more=1)
     try:
         torch.manual_seed(0)
         evaluate(program, inputs)
@@ -156,6 +156,18 @@ def failure(program: Program, target: Target, seed: int, tally: Tally) -> str | 
     tally.left.update({str(node.target) for plan in plans for node in plan.left})
     built(others)
     return check(built, program, inputs)
+
+
+def _numbers(program: Program, seed: int, more: int = 0) -> list[Any]:
+    """Inputs for a seed; finite ones for transposed convolutions.
+
+    A target's may multiply the zeros around an input, as torch's other convolutions do; torch's transposed ones do not,
+    which shows where a weight is not finite.
+    """
+    found = numbers(program, seed, more)
+    if any(True for _ in program.calls(torch.ops.aten.conv_transpose2d.input)):
+        found = [value.nan_to_num_(1.0, 2.0, -2.0) if isinstance(value, torch.Tensor) else value for value in found]
+    return found
 
 
 def run(seed: int, name: str, folder: Path | None) -> Tally:

@@ -220,7 +220,8 @@ def spread(program: Program, inputs: Sequence[Any], samples: int = 4) -> list[fl
         for position, (off, true) in enumerate(zip(results, exact, strict=True)):
             if isinstance(true, torch.Tensor) and true.dtype.is_floating_point:
                 errors = (off - true).abs()
-                found[position] = max(found[position], errors[errors.isfinite()].max().item() if true.numel() else 0.0)
+                finite = errors[errors.isfinite()]
+                found[position] = max(found[position], finite.max().item() if finite.numel() else 0.0)
     return found
 
 

@@ -182,3 +182,8 @@ def test_evaluates_in_double() -> None:
     (single,), (double,) = evaluate(program, inputs), evaluate(program, inputs, double=True)
     assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
     assert torch.allclose(single.double(), double)
+
+
+def test_spread_of_a_result_that_is_nowhere_finite_is_zero() -> None:
+    program = sketch("a = ops.aten.add.Tensor(x, 1)\nreturn (a,)", x="f32[3]").program
+    assert spread(program, [torch.full((3,), float("nan"))]) == [0.0]
