@@ -130,6 +130,14 @@ def sources(*folders: str) -> str | None:
     return found.hexdigest() if files else None
 
 
+def remove(key: str, kind: str) -> None:
+    """Remove what is kept under a key, if it is."""
+    place = folder()
+    if place is not None:
+        with contextlib.suppress(OSError):
+            (place / f"{key}.{kind}").unlink()
+
+
 def kept() -> list[Artifact]:
     """What is kept, the last used first."""
     place = folder()

@@ -254,6 +254,7 @@ class _Builder:
         if unused:
             built = self.build(captured, [entry for entry in relations if entry not in unused], target)
             built.unused += unused
+            built.seconds["passes"] += time.perf_counter() - start - sum(built.seconds.values())
             return built
         parts = split(program)
         observer.program_ends(program, parts)

@@ -40,8 +40,10 @@ def write(program: Program) -> bytes:
     kinds: dict[Any, int] = {}
 
     def kind(value: torch.Tensor) -> int:
-        known = (_short(value.dtype), tuple(value.shape), tuple(value.stride()), str(value.device))
-        if value.layout != torch.strided or not all(type(size) is int for size in (*known[1], *known[2])):
+        known = (
+            _short(value.dtype), tuple(value.shape), tuple(value.stride()), value.storage_offset(), str(value.device),
+        )  # fmt: skip
+        if value.layout != torch.strided or not all(type(size) is int for size in (*known[1], *known[2], known[3])):
             raise UsageError(f"a tensor of {notation.describe(value)} has no form as bytes")
         return kinds.setdefault(known, len(kinds))
 
@@ -82,11 +84,13 @@ def read(content: bytes) -> Program:
     graph, mode, nodes = fx.Graph(), FakeTensorMode(allow_non_fake_inputs=True), list[fx.Node]()
 
     def value(kind: int) -> torch.Tensor:
-        dtype, size, stride, device = header["kinds"][kind]
+        dtype, size, stride, offset, device = header["kinds"][kind]
         # As a fake tensor is made, without the operator's way through the mode.
-        return FakeTensor(
-            mode, torch.empty_strided(size, stride, dtype=_dtype(dtype), device="meta"), torch.device(device)
-        )
+        inside = torch.empty_strided(size, stride, dtype=_dtype(dtype), device="meta")
+        if offset:
+            reach = offset + 1 + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+            inside = torch.empty(max(reach, 0), dtype=_dtype(dtype), device="meta").as_strided(size, stride, offset)
+        return FakeTensor(mode, inside, torch.device(device))
 
     with torch.no_grad():
         for name, operator, arguments, val, known in header["nodes"]:

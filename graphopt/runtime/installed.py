@@ -13,7 +13,7 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Protocol
@@ -34,7 +34,7 @@ from graphopt.ir.loop import LoopProgram
 from graphopt.ir.program import Input, Program
 from graphopt.ir.relations import Boundary, Relation, Repeated
 from graphopt.ir.stages import Part
-from graphopt.runtime import evict, race
+from graphopt.runtime import evict, race, shelf
 from graphopt.runtime.branches import Branches
 from graphopt.runtime.gate import GATE
 from graphopt.runtime.guidance import Guided, resolve
@@ -85,6 +85,11 @@ class Built:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
+    def kept(self) -> frozenset[str]:
+        """Keys of what an earlier process has made of it."""
+        return frozenset({self.captured.kept, self.program.kept} - {""})
+
+    @property
     def fell_back(self) -> bool:
         """Whether the target could not build the step."""
         return self.targets[-1] != self.target.name
@@ -98,7 +103,7 @@ class Own:
     ----------
     args, kwargs : of the call, these very objects.
     seconds : that it took.
-    after : states of the random generators behind it.
+    before, after : states of the random generators; `after` is None where it drew no numbers.
     """
 
     call: Call
@@ -106,7 +111,8 @@ class Own:
     kwargs: dict[str, Any]
     result: Any
     seconds: float
-    after: list[torch.Tensor]
+    before: list[torch.Tensor]
+    after: list[torch.Tensor] | None
 
 
 class _NotNow(Exception):
@@ -395,7 +401,10 @@ class Installed:
         if Guided.made:
             args, kwargs = resolve((args, kwargs))
         with evict.Calling():
-            return self._call(args, kwargs)
+            try:
+                return self._call(args, kwargs)
+            finally:
+                self._local.own = None
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, hold: bool = True) -> Any:
         self.calls += hold  # a call held back was counted when it was made
@@ -462,26 +471,37 @@ class Installed:
 
     def _original(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the module returns; computed once, where this call was run before it was captured."""
-        own: Own | None = getattr(self._local, "own", None)
+        own = self._own(args, kwargs)
         self._local.own = None
-        if own is not None and own.args is args and own.kwargs is kwargs:
-            _set_random_state(own.call, own.after)
+        if own is not None:
+            if own.after is not None:
+                _set_random_state(own.call, own.after)
             return own.result
         with GATE.running():
             return self.module._call_impl(*args, **kwargs)
+
+    def _own(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Own | None:
+        """The result of a call that the module has served already, if it was this one."""
+        own: Own | None = getattr(self._local, "own", None)
+        return own if own is not None and own.args is args and own.kwargs is kwargs else None
 
     def _run_seen(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Executed | None:
         """The code that the module's own call runs; None where the module changes by it.
 
         The result is kept for whoever asks for it (`_original`).
         """
-        guard, before = ModuleGuard(self.module), _random_state(call)
-        start = time.perf_counter()
-        with GATE.running(), Executed() as executed:
-            result = self.module._call_impl(*args, **kwargs)
-        seconds = time.perf_counter() - start
-        self._local.own = Own(call, args, kwargs, result, seconds, _random_state(call))
-        _set_random_state(call, before)
+        guard, before, start = ModuleGuard(self.module), _random_state(call), time.perf_counter()
+        _capturing.active = True  # compiled modules inside serve themselves: their code counts
+        try:
+            with GATE.running(), Executed() as executed:
+                result = self.module._call_impl(*args, **kwargs)
+        finally:
+            _capturing.active = False
+        seconds, after = time.perf_counter() - start, _random_state(call)
+        drew = not all(map(torch.equal, before, after))
+        self._local.own = Own(call, args, kwargs, result, seconds, before, after if drew else None)
+        if drew:
+            _set_random_state(call, before)
         return executed if guard.holds() else None
 
     def _reject(self, variant: Variant, reason: str) -> None:
@@ -579,13 +599,13 @@ class Installed:
 
         Raises _NotNow when other threads would not make room for the capture.
         """
-        start = time.perf_counter()
         with GATE.capturing() as free:
             if not free:
                 raise _NotNow
+            start = time.perf_counter()
             with tracing():
                 captured = self._builder.capture(call, taker, executed)
-        seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - start
         relations: tuple[Relation, ...] = ()
         if Repeated in self.exploits:
             given = [entry for entry in captured.inputs if entry.role != "weight"]
@@ -644,13 +664,11 @@ class Installed:
     def _both(self, variant: Variant, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Module and compiled call, compared in value and, where the target is chosen by measurement, in time."""
         with torch.random.fork_rng(devices=_devices(call)):
-            before = _random_state(call)
-            own: Own | None = getattr(self._local, "own", None)
+            own = self._own(args, kwargs)
+            before = _random_state(call) if own is None else own.before
             start = time.perf_counter()
             expected = self._original(args, kwargs)
-            spent = time.perf_counter() - start
-            if own is not None and own.result is expected:
-                spent = own.seconds
+            spent = time.perf_counter() - start if own is None else own.seconds
             after = _random_state(call)
             result = expected
             if not variant.guard.holds():
@@ -717,6 +735,9 @@ class Installed:
         first = kept = contenders[0]
         right = [entry for entry in contenders if not entry.wrong]
         right = [entry for entry in right if not entry.built.fell_back] or right
+        if not right and (keys := {key for entry in contenders for key in entry.built.kept}):
+            self._forget(keys, contenders, str(first.wrong))
+            return
         if not right:
             self._reject(first, str(first.wrong))
         elif self._builder.choice.measured:
@@ -730,6 +751,15 @@ class Installed:
         kept.seconds = sum(entry.seconds for entry in contenders)
         self._serve_with(kept, contenders)
         self._weigh(kept)
+
+    def _forget(self, kept: Collection[str], contenders: Sequence[Variant], reason: str) -> None:
+        """Let go of what an earlier process has kept: it does not compute what the module does now."""
+        shelf.forget(kept)
+        for entry in contenders:
+            entry.forget()
+        self.variants = [known for known in self.variants if not any(known is entry for entry in contenders)]
+        what = f"graphopt: {self.name} is captured again: what an earlier process kept of it is not what it is now"
+        warnings.warn(f"{what}: {reason}", RuntimeWarning, stacklevel=7)
 
     def _serve_with(self, variant: Variant, instead: Sequence[Variant]) -> None:
         """Have one variant stand for whichever of some is among those that serve."""
@@ -796,6 +826,7 @@ class Installed:
         lossy = any(record.fired and record.accuracy == "lossy" for record in variant.built.passes)
         variant.wrong = disagreement(expected, result, values=not lossy) if self.check else None
         if variant.wrong and self.strict:
+            shelf.forget(variant.built.kept)
             raise VerificationError(f"the compiled {self.name} is wrong: {variant.wrong}", where="its first call")
         return None if variant.wrong else result
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -28,10 +28,10 @@ from graphopt.ir import stored
 from graphopt.ir.program import Program, Role
 from graphopt.ir.relations import Boundary, Relation, Taken
 from graphopt.ir.rewrite import Pass, spell
-from graphopt.targets.tvm import host
 
 Passed = tuple[Program, Boundary, list[PassRecord]]
-_DAMAGE = (GraphoptError, ValueError, KeyError, TypeError, IndexError, AttributeError)  # of an entry of another form
+# Of an entry of another form.
+_DAMAGE = (GraphoptError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SyntaxError, AssertionError)
 
 
 def captured(
@@ -53,7 +53,7 @@ def captured(
     if key is None:
         return capture()
     content = artifacts.read(key, artifacts.PROGRAM)
-    known = None if content is None else _read(content)
+    known = None if content is None else _read(content, key)
     if known is not None:
         return known[0]
     program = capture()
@@ -75,7 +75,7 @@ def passed(
     """
     key = _key(program, relations, passes)
     content = artifacts.read(key, artifacts.PROGRAM) if key else None
-    known = None if content is None else _read(content)
+    known = None if content is None or key is None else _read(content, key)
     if known is not None:
         after, about = known
         boundary = Boundary(tuple(Taken(*entry) for entry in about["boundary"]))
@@ -89,7 +89,7 @@ def passed(
 
 def _key(program: Program, relations: Sequence[Relation], passes: Sequence[Pass]) -> str | None:
     """None where passes are not graphopt's own: what their code is, or what they read, cannot be told."""
-    about = artifacts.sources("ir", "passes"), host.cpu()
+    about = artifacts.sources("ir", "passes"), _cpu()
     own = all(type(entry).__module__.startswith("graphopt.passes.") for entry in passes)
     if artifacts.folder() is None or not own or program.constants or None in about:
         return None
@@ -102,6 +102,13 @@ def _key(program: Program, relations: Sequence[Relation], passes: Sequence[Pass]
     return hashlib.sha256(told.encode() + content).hexdigest()
 
 
+def _cpu() -> tuple[Any, ...]:
+    """What passes ask of the CPU."""
+    cpu: Any = torch.cpu
+    asked = cpu._is_avx512_bf16_supported(), cpu._is_amx_tile_supported(), cpu._is_amx_fp16_supported()
+    return torch.backends.cpu.get_cpu_capability(), torch.ops.mkldnn._is_mkldnn_bf16_supported(), *asked
+
+
 def _keep(key: str, program: Program, about: Mapping[str, Any]) -> None:
     try:
         content = json.dumps(about).encode() + b"\n" + stored.write(program)
@@ -110,13 +117,21 @@ def _keep(key: str, program: Program, about: Mapping[str, Any]) -> None:
     artifacts.write(key, artifacts.PROGRAM, content)
 
 
-def _read(content: bytes) -> tuple[Program, dict[str, Any]] | None:
+def forget(keys: Collection[str]) -> None:
+    """Remove what turned out to be wrong."""
+    for key in keys:
+        artifacts.remove(key, artifacts.PROGRAM)
+
+
+def _read(content: bytes, key: str) -> tuple[Program, dict[str, Any]] | None:
     """A Program and what is noted about it; None where this is no such entry."""
     line, _, rest = content.partition(b"\n")
     try:
-        return stored.read(rest), json.loads(line)
+        program, about = stored.read(rest), json.loads(line)
     except _DAMAGE:
         return None
+    program.kept = key
+    return program, about
 
 
 def _record(entry: dict[str, Any]) -> dict[str, Any]:

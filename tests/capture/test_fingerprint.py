@@ -7,6 +7,7 @@ import functools
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,53 @@ def test_functions_and_global_numbers_count_where_they_run(monkeypatch: pytest.M
     assert told(model) in found
 
 
+class Options:
+    """Read by name where it is used."""
+
+    factor = 1.0
+
+
+TABLE, NESTED, SPACE = {"factor": 1.0}, [(1, {2})], types.SimpleNamespace(factor=1.0)
+
+
+def _with_default(x: torch.Tensor, by: float = 1.0) -> torch.Tensor:
+    return x * by
+
+
+def surrounded(x: torch.Tensor) -> torch.Tensor:
+    """Reads what lies around it in every way."""
+    x = x * Options.factor * TABLE["factor"] * NESTED[0][0] * SPACE.factor
+    return _with_default(x) * _shifted(1)(x)
+
+
+AROUND: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "a class's attribute": lambda patch: patch.setattr(Options, "factor", 1.5),
+    "a dict's entry": lambda patch: patch.setitem(TABLE, "factor", 1.5),
+    "a nested entry": lambda patch: patch.setattr(sys.modules[__name__], "NESTED", [(1, {3})]),
+    "an object's attribute": lambda patch: patch.setattr(SPACE, "factor", 1.5),
+    "a default": lambda patch: patch.setattr(_with_default, "__defaults__", (1.5,)),
+}
+
+
+@pytest.mark.parametrize("change", AROUND.values(), ids=AROUND)
+def test_what_lies_around_functions_counts(
+    change: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model()
+    model.function = surrounded
+    known = told(model)
+    assert known is not None and told(model) == known
+    change(monkeypatch)
+    assert told(model) not in (None, known)
+
+
+def test_defaults_of_methods_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model()
+    known = told(model)
+    monkeypatch.setattr(Processor.__call__, "__kwdefaults__", {"unread": 1})
+    assert told(model) not in (None, known)
+
+
 def test_functions_without_a_file_count_by_their_code() -> None:
     found = set[Any]()
     for number in (1, 2):
@@ -184,9 +232,12 @@ def test_beside_another_profiler_there_is_no_digest() -> None:
         profile.disable()
     before = sys.getprofile()
     with Executed() as executed:
-        sys.setprofile(lambda *args: None)
-    assert fingerprint(Model(), executed) is None
-    assert sys.getprofile() is before is None
+        sys.setprofile(other := lambda *args: None)
+    try:
+        assert fingerprint(Model(), executed) is None
+        assert sys.getprofile() is other  # it is not ours to end
+    finally:
+        sys.setprofile(before)
 
 
 TELL = """

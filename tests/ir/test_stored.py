@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -36,10 +37,12 @@ def check(program: Program) -> Program:
         before, after = (value if isinstance(value, tuple | list) else [value] for value in (val(old), val(new)))
         for one, other in zip(before or [], after or [], strict=True):
             if isinstance(one, torch.Tensor):
-                assert (one.shape, one.stride(), one.dtype, one.device) == (
-                    other.shape, other.stride(), other.dtype, other.device,
-                )  # fmt: skip
+                assert _form(one) == _form(other)
     return found
+
+
+def _form(value: torch.Tensor) -> Any:
+    return value.shape, value.stride(), value.storage_offset(), value.dtype, value.device
 
 
 @pytest.mark.parametrize("model", [models.unet, models.pixart])

@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ... import artifacts
 from . import host
 from .schedule import TORCH, Choice, Schedule
@@ -27,7 +29,10 @@ from .schedule import TORCH, Choice, Schedule
 NAME = "tuned-1.sqlite"  # the number is that of the tables
 _PATIENCE = 10  # seconds to wait for another process that writes
 # What decides how fast a schedule is.
-_SOURCES = ("attention", "conv", "emit", "gemm", "isa", "schedule", "tile", "winograd")
+_SOURCES = (
+    "attention", "contraction", "conv", "emit", "gemm", "isa", "operators", "plan", "reading", "schedule", "stage",
+    "tile", "vectormath", "winograd",
+)  # fmt: skip
 _TABLES = """
 CREATE TABLE IF NOT EXISTS kernels (
     machine TEXT, threads INTEGER, kernel TEXT, choice TEXT, tried INTEGER, finished INTEGER, default_seconds REAL,
@@ -140,7 +145,7 @@ def machine() -> str | None:
     known = host.cpu(), host.compiler(), all(file.is_file() for file in files) or None
     if None in known:
         return None
-    return hashlib.sha256(repr((known, [file.read_bytes() for file in files])).encode()).hexdigest()
+    return hashlib.sha256(repr((known, torch.__version__, [file.read_bytes() for file in files])).encode()).hexdigest()
 
 
 # -- the file --------------------------------------------------------------------------------------------------------
