@@ -238,7 +238,7 @@ class Recording(TorchDispatchMode):
             if not isinstance(leaf, torch.Tensor) and leaf is not None:
                 self.stands_against(f"{name} returns a {type(leaf).__name__} besides tensors")
             elif leaf is not None and leaf.requires_grad:
-                self.stands_against(f"gradients flow through {name}")
+                self.stands_against(f"gradients flow through {name}: compile and call it under torch.no_grad()")
         node.meta["inference"] = torch.is_inference_mode_enabled()
 
     def _new_name(self, module: torch.nn.Module) -> str:
