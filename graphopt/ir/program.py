@@ -75,7 +75,7 @@ class Program:
         Any, ...
     ] = ()  # what is assumed of the inputs and holds whenever the Program runs, see ir.relations
     rule: str = ""  # the pass at work; new nodes carry it
-    kept: str = ""  # the key under which an earlier process has kept it, or what it was made of
+    kept: str = ""  # the key under which an earlier process has kept it
 
     def __repr__(self) -> str:
         weights = sum(entry.role == "weight" for entry in self.inputs)

@@ -34,6 +34,7 @@ from graphopt.ir.loop import LoopProgram
 from graphopt.ir.program import Input, Program
 from graphopt.ir.relations import Boundary, Relation, Repeated
 from graphopt.ir.stages import Part
+from graphopt.ir.verify import evaluate
 from graphopt.runtime import evict, race, shelf
 from graphopt.runtime.branches import Branches
 from graphopt.runtime.gate import GATE
@@ -83,11 +84,6 @@ class Built:
     passes: list[PassRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def kept(self) -> frozenset[str]:
-        """Keys of what an earlier process has made of it."""
-        return frozenset({self.captured.kept, self.program.kept} - {""})
 
     @property
     def fell_back(self) -> bool:
@@ -151,6 +147,7 @@ class Variant:
         self.contest = Contest()
         self.rivals: tuple[Target, ...] = ()  # targets that it has to be compared with
         self.wrong: str | None = None  # why the compiled result was rejected, when it was
+        self.stale: list[str] = []  # keys of what an earlier process has kept and is wrong by now
         self.refuted: str | None = None  # why its relations are not relied on any more
         self.unequal = 0  # calls whose arguments did not consist of the parts it takes
         program = built.program
@@ -250,6 +247,20 @@ class Variant:
             yield
         finally:
             self.memos = kept
+
+    def not_what_it_was(self, call: Call, expected: Any) -> list[str]:
+        """Keys of the Programs of an earlier process that do not give what the module does."""
+        built, weights, found = self.built, self.weights.read(), list[str]()
+        for program, tensors in ((built.captured, call.tensors), (built.program, built.boundary.take(call.tensors))):
+            if program.kept:
+                try:
+                    with torch.no_grad():
+                        results = evaluate(program, [*weights, *tensors])
+                    wrong = disagreement([value for value in results if value is not None], expected)
+                except Exception as error:
+                    wrong = str(error)
+                found += [program.kept] if wrong else []
+        return found
 
     def forget(self) -> None:
         """Drop all that is kept."""
@@ -735,7 +746,7 @@ class Installed:
         first = kept = contenders[0]
         right = [entry for entry in contenders if not entry.wrong]
         right = [entry for entry in right if not entry.built.fell_back] or right
-        if not right and (keys := {key for entry in contenders for key in entry.built.kept}):
+        if not right and (keys := {key for entry in contenders for key in entry.stale}):
             self._forget(keys, contenders, str(first.wrong))
             return
         if not right:
@@ -816,17 +827,22 @@ class Installed:
 
     def _checked(self, variant: Variant, call: Call, expected: Any) -> Any:
         """The compiled result; None, and a note why with the variant, when it cannot be right."""
+        before = _random_state(call)
         try:
             result = variant.run(call)
         except Exception as error:
             if self.raises:
                 raise
             variant.wrong = f"the compiled call raised {type(error).__name__}: {_first_line(error)}"
-            return None
-        lossy = any(record.fired and record.accuracy == "lossy" for record in variant.built.passes)
-        variant.wrong = disagreement(expected, result, values=not lossy) if self.check else None
+            result = None
+        else:
+            lossy = any(record.fired and record.accuracy == "lossy" for record in variant.built.passes)
+            variant.wrong = disagreement(expected, result, values=not lossy) if self.check else None
+        if variant.wrong:
+            _set_random_state(call, before)
+            variant.stale = variant.not_what_it_was(call, expected)
         if variant.wrong and self.strict:
-            shelf.forget(variant.built.kept)
+            shelf.forget(variant.stale)
             raise VerificationError(f"the compiled {self.name} is wrong: {variant.wrong}", where="its first call")
         return None if variant.wrong else result
 

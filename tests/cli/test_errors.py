@@ -58,7 +58,7 @@ FACTORIES = "tests.cli.factories"
         (["passes", "hoits"], 2, r"no pass 'hoits'"),
         (["passes", "--nonsense"], 2, r"--nonsense"),
         (["dmeo"], 2, r"no command 'dmeo'.*next: did you mean 'demo'\? \(one of: bisect, .*\); graphopt --help"),
-        (["frobnicate", "x"], 2, r"no command 'frobnicate'.*next: one of: bisect, .*trace; graphopt --help"),
+        (["frobnicate", "x"], 2, r"no command 'frobnicate'.*next: one of: bisect, .*tune; graphopt --help"),
         (["report", "emoji-unet", "--pass", "hoist{max_bytes=-5}"], 2, r"max_bytes cannot be negative: -5.*hoist"),
         (["report", "emoji-unet", "--pass-pipeline", "tabulate{flops_per_byte=-inf}"], 2, r"flops_per_byte cannot be"),
         (["report", "emoji-unet", "--pass", "pack_weights{max_terms=-1}"], 2, r"max_terms cannot be negative: -1"),
