@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +28,7 @@ import torch
 
 import graphopt
 from benchmarks.cpu_step import missing
+from benchmarks.harness import in_a_process
 from benchmarks.models import Denoiser, denoisers, random_weights
 from graphopt.compile import compiled_calls
 
@@ -65,18 +64,13 @@ def measured(contender: str, denoiser: Denoiser, threads: int) -> dict[str, floa
     return {**found, "rest": end - start - sum(found.values()), "total": end - start}
 
 
-def in_a_process(contender: str, model: str, threads: int, folder: Path) -> dict[str, float]:
+def alone(contender: str, model: str, threads: int, folder: Path) -> dict[str, float]:
     """Seconds of each part, in a process with its caches in a folder."""
-    environment = {
-        **os.environ,
-        "GRAPHOPT_CACHE_DIR": str(folder / "graphopt"),
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-        "OMP_NUM_THREADS": str(threads),
-    }
-    command = [sys.executable, "-m", "benchmarks.compile_time", "--one", contender, model, "--threads", str(threads)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return in_a_process(
+        "compile_time", "--one", contender, model, "--threads", str(threads),
+        GRAPHOPT_CACHE_DIR=str(folder / "graphopt"), TORCHINDUCTOR_CACHE_DIR=str(folder / "inductor"),
+        OMP_NUM_THREADS=str(threads),
+    )  # fmt: skip
 
 
 def main() -> int:
@@ -106,8 +100,8 @@ def main() -> int:
                 continue
             folder = Path(tempfile.mkdtemp())
             try:
-                cold = in_a_process(contender, model, options.threads, folder)
-                again = [in_a_process(contender, model, options.threads, folder) for _ in range(options.runs)]
+                cold = alone(contender, model, options.threads, folder)
+                again = [alone(contender, model, options.threads, folder) for _ in range(options.runs)]
             finally:
                 shutil.rmtree(folder)
             warm = {part: statistics.median(run[part] for run in again) for part in cold}

@@ -165,7 +165,7 @@ def _numbers(program: Program, seed: int, more: int = 0) -> list[Any]:
     which shows where a weight is not finite.
     """
     found = numbers(program, seed, more)
-    if any(True for _ in program.calls(torch.ops.aten.conv_transpose2d.input)):
+    if any(program.calls(torch.ops.aten.conv_transpose2d.input)):
         found = [value.nan_to_num_(1.0, 2.0, -2.0) if isinstance(value, torch.Tensor) else value for value in found]
     return found
 

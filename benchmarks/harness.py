@@ -6,8 +6,12 @@ are 95 % bootstrap intervals of the median of the round-by-round ratio.
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,6 +106,14 @@ def bootstrap(
     medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(samples))
     edge = int(samples * (1 - level) / 2)
     return medians[edge], medians[-1 - edge]
+
+
+def in_a_process(module: str, *arguments: str, **environment: str) -> dict[str, Any]:
+    """What ``python -m benchmarks.<module>`` prints in its last line, as JSON; with more in its environment."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def table(title: str, timings: Sequence[Timing], *, unit: str = "ms") -> str:

@@ -16,9 +16,7 @@ import ctypes
 import gc
 import importlib
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +28,7 @@ import diffusers
 import torch
 
 import graphopt
+from benchmarks.harness import in_a_process
 from benchmarks.models import Denoiser, _random, _steps, denoisers
 
 WAYS = ("original", "eager", "eager, evicted", "tvm", "tvm, evicted")
@@ -104,15 +103,6 @@ def measure(name: str, way: str, steps: int) -> dict[str, Any]:
     }
 
 
-def in_a_process(name: str, way: str, steps: int, folder: str) -> dict[str, Any]:
-    """One figure, in a process of its own, with what is kept in a folder."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--steps", str(steps), "--one", name, way]
-    environment = {**os.environ, "GRAPHOPT_CACHE_DIR": folder}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row
-
-
 def main() -> int:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,7 +124,8 @@ def main() -> int:
         for way in WAYS:
             with tempfile.TemporaryDirectory() as folder:
                 for _ in range(1 if options.cold or way == "original" else 2):
-                    row = in_a_process(name, way, options.steps, folder)
+                    arguments = "--steps", str(options.steps), "--one", name, way
+                    row = in_a_process("memory", *arguments, GRAPHOPT_CACHE_DIR=folder)
             rows.append(row)
             sizes = " | ".join(f"{row[key] / 1e6:.0f} MB" for key in ("weights", "all", "private", "peak", "compiling"))
             print(f"| {name}, {way} | {sizes} | {row['seconds'] * 1e3:.0f} ms |", flush=True)

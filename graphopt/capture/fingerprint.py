@@ -2,9 +2,9 @@
 
 `graphopt.capture.guards` compares a module with itself by identity. Here everything is told by contents: classes and
 functions by name, place and source file, attributes by value, tensors by shape. Which code a call runs is seen, not
-guessed: the module is called once in the sight of Python's profiler, and every file in which something ran, every
-function and every plain global variable that one of them names is part of the digest. Whatever cannot be told makes
-the digest impossible: then nothing is kept, and nothing is used that was.
+guessed: the module is called once in the sight of Python's profiler. Every function that ran is part of the digest,
+with its file and the variables around it that it names, and so are the user's own files that it can reach. Whatever
+cannot be told makes the digest impossible: then nothing is kept, and nothing is used that was.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ from graphopt.capture.guards import (
 
 # Of configurations, lists that diffusers makes of sets: in another order in each process.
 _SETS = frozenset({"_use_default_values"})
-
-
 # What reads files, and what has other threads work.
 _OUTSIDE_CALLS = (open, os.open, os.read, _thread.start_new_thread)
 _OUTSIDE_CODE = frozenset({
@@ -53,7 +51,7 @@ _SILENT = frozenset({"logging", "re", "typing", "abc", "torch"})  # whose object
 _BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType,
             types.ClassMethodDescriptorType, types.MethodWrapperType)  # fmt: skip
 _MACHINERY = (types.GetSetDescriptorType, types.MemberDescriptorType, property, *_BUILTIN)
-_PLAIN = (int, float, complex, str, bytes)
+_BASES = (int, float, complex, str, bytes)  # of classes whose objects are numbers or texts
 _MOST = 1000  # entries of a collection that are looked at
 
 
@@ -159,14 +157,12 @@ class _Description:
             found = {name: inspect.getattr_static(value, name, None) for name in sorted({*names}) if depth}
             known = [(name, entry) for name, entry in found.items() if _is_read(entry, value)]
             return _named(kind), [(name, self._around(entry, names, depth - 1)) for name, entry in known]
-        if isinstance(value, torch.nn.Module):
-            return self._value(value)
         if isinstance(value, functools._lru_cache_wrapper):
             return self._around(value.__wrapped__, names, depth)
         if kind.__module__.partition(".")[0] in _SILENT and not isinstance(value, torch.Tensor | torch.nn.Module):
             return _named(kind)
         if isinstance(value, torch.Tensor | np.ndarray):  # numbers may be read from it, however many they are
-            return _form(value), hashlib.sha256(contents(value)).hexdigest()
+            return _numbers(value)
         return self._value(value)
 
     def _follow_imports(self, names: set[str]) -> None:
@@ -239,7 +235,7 @@ class _Description:
     def _inside(self, value: Any, kind: type) -> Any:
         """What an object holds."""
         if is_read_by_value(value):
-            return _form(value), hashlib.sha256(contents(value)).hexdigest()
+            return _numbers(value)
         if isinstance(value, torch.Tensor):
             return _form(value)  # it enters the graph as an input
         if isinstance(value, types.FunctionType):
@@ -256,12 +252,12 @@ class _Description:
             raise Unknown(f"{_named(kind)} has slots")
         if isinstance(value, list | tuple | set | frozenset | dict | deque):
             inner = self._elements(value)
-        elif isinstance(value, _PLAIN):
-            inner = next(base.__repr__(value) for base in _PLAIN if isinstance(value, base))
-        elif not isinstance(value, torch.nn.Module) and not (foreign(kind) and hasattr(value, "__dict__")):
-            raise Unknown(f"a {kind.__module__}.{kind.__qualname__}")
-        if isinstance(value, torch.nn.Module):
+        elif isinstance(value, _BASES):
+            inner = next(base.__repr__(value) for base in _BASES if isinstance(value, base))
+        elif isinstance(value, torch.nn.Module):
             return self._part(value)
+        elif not (foreign(kind) and hasattr(value, "__dict__")):
+            raise Unknown(f"a {_named(kind)}")
         if foreign(kind):
             self._class(kind)
             attributes = sorted(vars(value).items()) if hasattr(value, "__dict__") else []
@@ -339,21 +335,15 @@ def _form(value: Any) -> Any:
     return kind, str(value.dtype), tuple(value.shape), tuple(value.stride()), str(value.device)
 
 
-_digests: dict[str, tuple[tuple[int, int], str]] = {}
-_digests_lock = threading.Lock()
+def _numbers(value: Any) -> Any:
+    """A tensor or array with its numbers."""
+    return _form(value), hashlib.sha256(contents(value)).hexdigest()
 
 
 def _digest_of(path: str) -> str:
     """A digest of a source file; empty where there is none."""
     try:
-        status = Path(path).stat()
-        known = _digests.get(path)
-        stamp = (status.st_mtime_ns, status.st_size)
-        if known is None or known[0] != stamp:
-            known = stamp, hashlib.sha256(Path(path).read_bytes()).hexdigest()
-            with _digests_lock:
-                _digests[path] = known
-        return known[1]
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:
         return ""
 

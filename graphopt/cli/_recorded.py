@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graphopt.cli._app import phase
-from graphopt.cli._history import module_named
-from graphopt.errors import GraphoptError
+from graphopt.cli._history import check_module, module_named
+from graphopt.errors import GraphoptError, UsageError
 
 if TYPE_CHECKING:
     from graphopt.cli._request import Session
     from graphopt.debug.profile import Recorded
     from graphopt.runtime.installed import Installed
+    from graphopt.targets.tvm.running import Code
 
 
 def recorded(session: Session, module: str | None) -> tuple[str, list[str], list[Recorded]]:
@@ -35,6 +36,27 @@ def recorded(session: Session, module: str | None) -> tuple[str, list[str], list
     if name not in ran:
         raise _not_compiled(next(entry for entry in calls if entry.name == name))
     return name, [other for other in ran if other != name], ran[name]
+
+
+def generated(session: Session, module: str | None) -> tuple[str, list[str], Recorded, Code]:
+    """As `recorded`, of a pipeline compiled now for the target tvm: the step alone, and its code.
+
+    Raises
+    ------
+    UsageError : the step runs on another target.
+    """
+    from graphopt.targets.tvm.running import Code
+
+    check_module(session, module)
+    session.compile()
+    with phase("compiling and sampling"):
+        session.sample()
+    name, others, stages = recorded(session, module)
+    step = stages[-1]
+    if not isinstance(step.kernel, Code):
+        raise UsageError(f"the step of {name} runs on {step.target}", where="--module",
+                         hint="graphopt report PIPELINE --target tvm says why")  # fmt: skip
+    return name, others, step, step.kernel
 
 
 def _steps(stages: list[Recorded]) -> int:

@@ -12,10 +12,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from graphopt.debug.figures import scaled, weights_alone
+from graphopt.debug.figures import counted, scaled, weights_alone
 from graphopt.debug.statistics import PassRecord
 from graphopt.ir.cost import StageCost
-from graphopt.runtime.report import ModuleReport, Report, VariantReport, counted
+from graphopt.runtime.report import ModuleReport, Report, VariantReport
 
 
 def table(title: str, *columns: str, left: Sequence[str] = ()) -> Table:

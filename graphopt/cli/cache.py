@@ -55,17 +55,13 @@ def _show(folder: Path | None, found: Sequence[Artifact], cleared: bool) -> None
     from rich.text import Text
 
     from graphopt.artifacts import PROGRAM
-    from graphopt.debug.figures import scaled
+    from graphopt.debug.figures import counted, scaled
 
     if folder is None:
         out().print("Nothing is kept: GRAPHOPT_CACHE=0, or there is no folder for it.")
         return
     programs = sum(artifact.kind == PROGRAM for artifact in found)
     size = scaled(sum(artifact.bytes for artifact in found), "B")
-    what = f"{_counted(programs, 'graph')}, code of {_counted(len(found) - programs, 'stage')}, {size}"
+    what = f"{counted(programs, 'graph')}, code of {counted(len(found) - programs, 'stage')}, {size}"
     what = f"removed {what}" if cleared else what
     out().print(Text.assemble((str(folder), "bold"), f": {what}"), soft_wrap=True)
-
-
-def _counted(count: int, one: str) -> str:
-    return f"{count} {one}{'s' * (count != 1)}"

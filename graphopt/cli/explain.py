@@ -110,8 +110,8 @@ def show(
     """One occurrence of a pass, at most `most` lines of each list; `behind` is the pipeline that it could precede."""
     from rich.text import Text
 
+    from graphopt.debug.figures import counted
     from graphopt.plugins import spelled
-    from graphopt.runtime.report import counted
 
     shot = entry.snapshot
     console.print(Text.assemble((shot.name, "bold"), f" on {found.name}: pass {entry.position} of {entry.passes}, "
@@ -143,8 +143,7 @@ def _show_missed(console: Console, missed: Any, most: int | None) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from graphopt.debug.figures import scaled
-    from graphopt.runtime.report import counted
+    from graphopt.debug.figures import counted, scaled
 
     work = [f"{scaled(missed.cost.flops)} FLOPs"] * bool(missed.cost.flops)
     work += [f"{scaled(missed.cost.bytes, 'B')} moved"] * bool(missed.cost.bytes)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphopt.cli._app import AsJson, Debug, note, out, phase
-from graphopt.cli._history import ModuleName, check_module
-from graphopt.cli._recorded import recorded
+from graphopt.cli._history import ModuleName
+from graphopt.cli._recorded import generated
 from graphopt.cli._request import (
     PROMPT,
     SEED,
@@ -86,30 +86,21 @@ def kernels(
     request = Request(pipeline, prompt, steps, seed, height, width, tuple(arg or ()), None,
                       "tvm", pass_pipeline, tuple(one_pass or ()))  # fmt: skip
     session = request.open()
-    check_module(session, module)
-    session.compile()
-    with phase("compiling and sampling"):
-        session.sample()
-    name, others, stages = recorded(session, module)
-    from graphopt.targets.tvm.running import Code
+    name, others, step, code = generated(session, module)
     from graphopt.targets.tvm.timing import measure, peak
 
-    step = stages[-1]
-    if not isinstance(step.kernel, Code):
-        raise UsageError(f"the step of {name} runs on {step.target}", where="--module",
-                         hint="graphopt report PIPELINE --target tvm says why")  # fmt: skip
     if source is not None:
-        typer.echo(step.kernel.source(source, _named(step.kernel, kernel) if kernel else None))
+        typer.echo(code.source(source, _named(code, kernel) if kernel else None))
         return
     with phase(f"timing the kernels of {name}"):
-        found = [entry for entry in measure(step.kernel, step.arguments, repeats) if kernel in (None, entry.name)]
+        found = [entry for entry in measure(code, step.arguments, repeats) if kernel in (None, entry.name)]
         reached = peak()
     if kernel is not None and not found:
-        _named(step.kernel, kernel)
+        _named(code, kernel)
     if roofline is not None:
         _draw(session, name, found, reached, roofline)
-    measured = step.kernel.builder.measured
-    left, kept = [str(node.target) for node in step.kernel.builder.plan.left], step.kernel.kept
+    measured = code.builder.measured
+    left, kept = [str(node.target) for node in code.builder.plan.left], code.kept
     if as_json:
         rows = [entry.to_dict(reached) for entry in found]
         by_torch = sum(choice == "torch" for choice in measured)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graphopt.cli._app import AsJson, Debug, errors, note, out, phase
-from graphopt.cli._history import ModuleName, check_module
-from graphopt.cli._recorded import recorded
+from graphopt.cli._history import ModuleName
+from graphopt.cli._recorded import generated
 from graphopt.cli._request import (
     PROMPT,
     SEED,
@@ -74,21 +74,12 @@ def tune(
     request = Request(pipeline, prompt, steps, seed, height, width, tuple(arg or ()), None,
                       "tvm", pass_pipeline, tuple(one_pass or ()))  # fmt: skip
     session = request.open()
-    check_module(session, module)
-    session.compile()
-    with phase("compiling and sampling"):
-        session.sample()
-    name, others, stages = recorded(session, module)
+    name, others, step, code = generated(session, module)
     from graphopt.targets.tvm import tuned
-    from graphopt.targets.tvm.running import Code
     from graphopt.targets.tvm.tuning import Search, gain
 
-    step = stages[-1]
-    if not isinstance(step.kernel, Code):
-        raise UsageError(f"the step of {name} runs on {step.target}", where="--module",
-                         hint="graphopt report PIPELINE --target tvm says why")  # fmt: skip
     with phase(f"timing the kernels of {name}"):
-        search = Search(step.kernel, step.arguments)
+        search = Search(code, step.arguments)
     try:
         if again:
             search.forget()
@@ -98,7 +89,7 @@ def tune(
         raise UsageError(f"what is found cannot be kept: {error}", where="graphopt tune",
                          hint="GRAPHOPT_CACHE_DIR names another folder") from None  # fmt: skip
     with phase(f"timing whole steps: {_ROUNDS} rounds"):
-        before, after = gain(step.kernel, step.arguments, _ROUNDS)
+        before, after = gain(code, step.arguments, _ROUNDS)
     outcomes = search.outcomes()
     if as_json:
         made = {

@@ -21,6 +21,12 @@ def scaled(amount: Any, unit: str = "") -> str:
     return f"{digits} {prefixes[0]}{unit}".strip()
 
 
+def counted(count: int, noun: str, plural: str = "s") -> str:
+    """``1 call``, ``2 calls``; `plural` is an ending, or the whole word."""
+    many = plural if len(plural) > 2 else noun + plural
+    return f"{count} {noun if count == 1 else many}"
+
+
 def grew(pair: tuple[Any, Any]) -> bool:
     """Whether an amount grew; of symbolic ones, whether it differs."""
     known = all(isinstance(value, int | float) for value in pair)

@@ -746,10 +746,9 @@ class Installed:
         first = kept = contenders[0]
         right = [entry for entry in contenders if not entry.wrong]
         right = [entry for entry in right if not entry.built.fell_back] or right
-        if not right and (keys := {key for entry in contenders for key in entry.stale}):
-            self._forget(keys, contenders, str(first.wrong))
-            return
         if not right:
+            if stale := {key for entry in contenders for key in entry.stale}:
+                return self._forget(stale, contenders, str(first.wrong))
             self._reject(first, str(first.wrong))
         elif self._builder.choice.measured:
             kept = self._fastest(right, call, first)

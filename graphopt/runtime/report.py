@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from graphopt.debug.figures import scaled, weights_alone
+from graphopt.debug.figures import counted, scaled, weights_alone
 from graphopt.debug.statistics import PassRecord
 from graphopt.ir.cost import nbytes, program_cost, stage_costs
 from graphopt.ir.program import Program, val
@@ -278,12 +278,6 @@ def _saving(record: PassRecord) -> str:
     parts = [f"saves {', '.join(saved)} of the step"] * bool(saved)
     parts += [f"adds {', '.join(added)} to {'it' if saved else 'the step'}"] * bool(added)
     return "; ".join([*parts, *unknown]) or "the step's work is the same"
-
-
-def counted(count: int, noun: str, plural: str = "s") -> str:
-    """``1 call``, ``2 calls``; `plural` is an ending, or the whole word."""
-    many = plural if len(plural) > 2 else noun + plural
-    return f"{count} {noun if count == 1 else many}"
 
 
 def _plain(value: Any) -> Any:

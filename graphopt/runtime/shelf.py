@@ -45,16 +45,14 @@ def captured(
     executed : the code that the call has run; None where nobody looked: then nothing is looked up or kept.
     capture : makes the Program.
     """
-    if executed is None or artifacts.folder() is None:
+    if executed is None:
         return capture()
     sources = artifacts.sources("ir", "capture", "models")
     about = (sources, call.signature, call_state(), tuple(sorted(roles.items())), name)
     key = None if sources is None else fingerprint(module, executed, *about)
     if key is None:
         return capture()
-    content = artifacts.read(key, artifacts.PROGRAM)
-    known = None if content is None else _read(content, key)
-    if known is not None:
+    if known := _find(key):
         return known[0]
     program = capture()
     if not program.constants:  # which may be tensors that someone else holds and writes to
@@ -74,9 +72,7 @@ def passed(
     run : specialises and runs the passes.
     """
     key = _key(program, relations, passes)
-    content = artifacts.read(key, artifacts.PROGRAM) if key else None
-    known = None if content is None or key is None else _read(content, key)
-    if known is not None:
+    if key and (known := _find(key)):
         after, about = known
         boundary = Boundary(tuple(Taken(*entry) for entry in about["boundary"]))
         return after, boundary, [PassRecord(**_record(entry)) for entry in about["records"]]
@@ -123,8 +119,11 @@ def forget(keys: Collection[str]) -> None:
         artifacts.remove(key, artifacts.PROGRAM)
 
 
-def _read(content: bytes, key: str) -> tuple[Program, dict[str, Any]] | None:
-    """A Program and what is noted about it; None where this is no such entry."""
+def _find(key: str) -> tuple[Program, dict[str, Any]] | None:
+    """The Program that is kept under a key, and what is noted about it; None where there is no such entry."""
+    content = artifacts.read(key, artifacts.PROGRAM)
+    if content is None:
+        return None
     line, _, rest = content.partition(b"\n")
     try:
         program, about = stored.read(rest), json.loads(line)
