@@ -88,9 +88,9 @@ def _conv_transpose(bound: dict[str, Any], result: Any) -> Any:
 def _winograd(bound: dict[str, Any], result: Any) -> Any:
     """Products alone, as for other convolutions: not the transforms."""
     batch, _, rows, columns = (size(n) for n in result.shape)
-    tile, points, channels = bound["tile"], val(bound["weight"]).shape[0], size(val(bound["input"]).shape[1])
+    tile, (outputs, channels, *_) = bound["tile"], map(size, val(bound["weight"]).shape)
     tiles = batch * -(-rows // tile) * -(-columns // tile)
-    return 2 * points * bound["outputs"] * channels * tiles
+    return 2 * winograd.transforms(tile).points ** 2 * outputs * channels * tiles
 
 
 def _matmul(bound: dict[str, Any], result: Any) -> Any:

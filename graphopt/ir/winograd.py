@@ -2,11 +2,8 @@
 
 ``y = Aᵀ [(G w Gᵀ) ⊙ (Bᵀ x B)] A`` per tile, summed up over channels before Aᵀ and A are applied (Lavin and Gray, "Fast
 algorithms for convolutional neural networks", 2016). The matrices evaluate polynomials at points and interpolate (Cook
-and Toom). Two operators of their own, so that the weight's transform is a node that can be placed in an earlier stage:
-
-- ``graphopt.winograd_weight(w, tile, height)`` is G w Gᵀ, computed in float64, in the order in which kernels read it:
-  (points², outputs / height, channels, height), with zeros where there is no output channel;
-- ``graphopt.winograd_conv2d(x, weight, bias, outputs, padding, tile, height)`` is the convolution with it, of stride 1.
+and Toom). ``graphopt.winograd_conv2d(x, weight, bias, padding, tile)`` is such a convolution, of stride 1. The weight is
+the convolution's own: transformed, it takes 16/9 or 4 times the memory, which costs more to read than to compute.
 
 The points decide how errors grow. With tiles of 2 the usual 0, ±1 are as exact as the direct sum. With tiles of 4 the
 usual 0, ±1, ±2 lose a digit; 0, ±5/8, ±13/8 stay within three to four times the direct sum's error: in float32 the best
@@ -93,35 +90,11 @@ def tiles(size: int, padding: int, tile: int) -> int:
 # -- operators -------------------------------------------------------------------------------------------------------
 
 _LIBRARY = torch.library.Library("graphopt", "FRAGMENT")
-_LIBRARY.define("winograd_weight(Tensor weight, int tile, int height) -> Tensor")
-_LIBRARY.define(
-    "winograd_conv2d(Tensor input, Tensor weight, Tensor? bias, int outputs, int[2] padding, int tile, int height) "
-    "-> Tensor"
-)
-
-
-def _weight(weight: torch.Tensor, tile: int, height: int) -> torch.Tensor:
-    outputs, channels = weight.shape[:2]
-    matrix = weight.new_tensor(transforms(tile).weight, dtype=torch.float64)
-    made = torch.einsum("ia,ocab,jb->ijoc", matrix, weight.double(), matrix)
-    made = pad(made, (0, 0, 0, -outputs % height))
-    made = made.reshape(len(matrix) ** 2, -1, height, channels)
-    return made.transpose(2, 3).to(weight.dtype).contiguous()
-
-
-def _weight_shape(weight: torch.Tensor, tile: int, height: int) -> torch.Tensor:
-    outputs, channels = weight.shape[:2]
-    return weight.new_empty(transforms(tile).points ** 2, -(-outputs // height), channels, height)
+_LIBRARY.define("winograd_conv2d(Tensor input, Tensor weight, Tensor? bias, int[2] padding, int tile) -> Tensor")
 
 
 def _conv2d(
-    source: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    outputs: int,
-    padding: Sequence[int],
-    tile: int,
-    height: int,
+    source: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: Sequence[int], tile: int
 ) -> torch.Tensor:
     given, points = transforms(tile), transforms(tile).points
     rows, columns = (size + 2 * extra - FILTER + 1 for size, extra in zip(source.shape[2:], padding, strict=True))
@@ -130,9 +103,9 @@ def _conv2d(
     padded = pad(source, (padding[1], right, padding[0], bottom))
     pieces = padded.unfold(2, points, tile).unfold(3, points, tile)  # (batch, channel, down, across, points, points)
     before, after = source.new_tensor(given.input), source.new_tensor(given.output)
-    pieces = (before @ pieces @ before.T).flatten(-2)
-    factors = weight.transpose(2, 3).flatten(1, 2)[:, :outputs]  # (points², outputs, channels)
-    products = torch.einsum("poc,bcyxp->boyxp", factors, pieces).unflatten(-1, (points, points))
+    turn = weight.new_tensor(given.weight, dtype=torch.float64)
+    pieces, factors = before @ pieces @ before.T, (turn @ weight.double() @ turn.T).to(weight.dtype)
+    products = torch.einsum("ocij,bcyxij->boyxij", factors, pieces)
     found = after @ products @ after.T
     found = found.transpose(3, 4).reshape(*found.shape[:2], down * tile, across * tile)[..., :rows, :columns]
     result: torch.Tensor = found if bias is None else found + bias[:, None, None]
@@ -140,22 +113,13 @@ def _conv2d(
 
 
 def _conv2d_shape(
-    source: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    outputs: int,
-    padding: Sequence[int],
-    tile: int,
-    height: int,
+    source: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: Sequence[int], tile: int
 ) -> torch.Tensor:
     rows, columns = (size + 2 * extra - FILTER + 1 for size, extra in zip(source.shape[2:], padding, strict=True))
-    return source.new_empty(source.shape[0], outputs, rows, columns)
+    return source.new_empty(source.shape[0], weight.shape[0], rows, columns)
 
 
-_LIBRARY.impl("winograd_weight", _weight, "CompositeExplicitAutograd")
 _LIBRARY.impl("winograd_conv2d", _conv2d, "CompositeExplicitAutograd")
-torch.library.register_fake("graphopt::winograd_weight", _weight_shape, lib=_LIBRARY)
 torch.library.register_fake("graphopt::winograd_conv2d", _conv2d_shape, lib=_LIBRARY)
 
-weight = torch.ops.graphopt.winograd_weight.default
 conv2d = torch.ops.graphopt.winograd_conv2d.default

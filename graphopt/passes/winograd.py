@@ -1,10 +1,11 @@
-"""``conv2d(x, w, b) → winograd_conv2d(x, winograd_weight(w), b)``: fewer products, in tiles of 2 × 2 or 4 × 4 outputs.
+"""``conv2d(x, w, b) → winograd_conv2d(x, w, b)``: fewer products, in tiles of 2 × 2 or 4 × 4 outputs.
 
 where: float32 on the CPU; a 3 × 3 filter of stride 1, not dilated, in one group; the weight depends on weights alone,
-    so that it is transformed once and again when weights change; sizes known; on a target with kernels for it.
+    so that it is laid out once and again when weights change; sizes known; on a target with kernels for it.
 because: a tile of m × m outputs takes (m + 2)² products a channel instead of 9 m²: 4/9 of them for m = 2, 1/4 for
-    m = 4. Against that stand the transforms and a weight of 16/9 or 4 times the bytes, which each step reads: small
-    images with many channels pay more for these than they save, and keep the sum as it is, or the smaller tile.
+    m = 4. Against that stand the transforms, of the weight, too: kept transformed it would be 16/9 or 4 times as large,
+    and reading it takes longer than transforming it. Images of few tiles pay more for these than they save, and keep
+    the sum as it is, or the smaller tile.
 
 >>> from graphopt.testing import sketch
 >>> before = sketch('''
@@ -12,8 +13,7 @@ because: a tile of m × m outputs takes (m + 2)² products a channel instead of 
 ...     return (conv2d,)
 ... ''', x="f32[1, 64, 32, 32]", w="weight f32[64, 64, 3, 3]", b="weight f32[64]")
 >>> print(before.rewritten(Winograd()).body)
-transform = ops.graphopt.winograd_weight.default(w, 4, 6)  # f32[36, 11, 64, 6]
-winograd = ops.graphopt.winograd_conv2d.default(x, transform, b, 64, [1, 1], 4, 6)  # f32[1, 64, 32, 32]
+winograd = ops.graphopt.winograd_conv2d.default(x, w, b, [1, 1], 4)  # f32[1, 64, 32, 32]
 return (winograd,)
 """
 
@@ -47,67 +47,45 @@ class Winograd(Pass):
     tiles : sizes of tiles to choose from, of 2 and 4. With 2 errors are those of the direct sum, with 4 three to four
         times as large.
     min_gain : how many times cheaper it has to be, all counted.
-    max_bytes : bytes of all transformed weights together, at most; those that save most per byte come first.
     max_workspace : bytes of a transformed input, at most.
     flops_per_byte : FLOPs done in the time of reading a byte of a weight.
     transform_flops : FLOPs done in the time of transforming a number of the input or of the sums.
+    weight_flops : FLOPs done in the time of computing a number of the transformed weight.
     """
 
     tiles: tuple[int, ...] = (2, 4)
     min_gain: float = 1.2
-    max_bytes: int = 2 << 30
     max_workspace: int = 512 << 20
     flops_per_byte: float = 10.0
     transform_flops: float = 40.0
+    weight_flops: float = 8.0
 
-    height: ClassVar[int] = 6  # output channels that kernels read together
     accuracy: ClassVar[Accuracy] = "rounding"
     repeat: ClassVar[bool] = False  # what was refused stays so
 
     def find(self, program: Program) -> Iterable[Match]:
-        known, found = stages(program), list[tuple[float, Match]]()
-        free = self.max_bytes - sum(nbytes(val(node)) for node in program.calls(winograd.weight))
+        known = stages(program)
         for node in program.calls(aten.conv2d.default):
-            bound = bind(node)
-            captures: dict[str, Any] = {"weight": bound["weight"], "stage": known[bound["weight"]]}
-            saved = 0.0
+            captures: dict[str, Any] = {"stage": known[bind(node)["weight"]]}
             if self._reason(node, captures["stage"]) is None:
-                direct = self._cost(node, None)
                 tile, cost = min(((tile, self._cost(node, tile)) for tile in self.tiles), key=lambda entry: entry[1])
-                captures |= {"tile": tile, "gain": direct / cost, "bytes": self._bytes(node, tile)}
-                captures["workspace"] = self._workspace(node, tile)
-                saved = (direct - cost) / captures["bytes"]
-            found.append((saved, Match(node, captures=captures)))
-        for _, match in sorted(found, key=lambda entry: -entry[0]):
-            match.captures["free"] = free
-            fits = match.captures.get("workspace", 0) <= self.max_workspace
-            taken = match.captures.get("bytes", 0) if fits and match.captures.get("gain", 0.0) >= self.min_gain else 0
-            free -= taken if taken <= free else 0
-            yield match
+                captures |= {"tile": tile, "gain": self._cost(node, None) / cost}
+            yield Match(node, captures=captures)
 
     def legal(self, program: Program, match: Match) -> Refusal | None:
         node = match.root
         reason = self._reason(node, match["stage"])
         if reason is None and match["gain"] < self.min_gain:
             reason = f"{match['gain']:.2f} times as cheap, less than min_gain={self.min_gain:g}"
-        elif reason is None and match["workspace"] > self.max_workspace:
-            reason = (
-                f"its input takes {match['workspace']} bytes when transformed, of max_workspace={self.max_workspace}"
-            )
-        elif reason is None and match["bytes"] > match["free"]:
-            reason = f"its weight takes {match['bytes']} bytes, of max_bytes={self.max_bytes} are left {match['free']}"
+        elif reason is None and (size := self._workspace(node, match["tile"])) > self.max_workspace:
+            reason = f"its input takes {size} bytes when transformed, of max_workspace={self.max_workspace}"
         return Refusal(reason, node) if reason else None
 
     def rewrite(self, program: Program, match: Match) -> None:
-        node, bound, tile = match.root, bind(match.root), match["tile"]
-        transformed = program.call(winograd.weight, match["weight"], tile, self.height, before=node)
-        transformed._rename("transform")
-        outputs = shape(match["weight"])[0]
+        node, bound = match.root, bind(match.root)
         node.target = winograd.conv2d
-        node.args, node.kwargs = (
-            (bound["input"], transformed, bound["bias"], outputs, pair(bound["padding"]), tile, self.height),
-            {},
-        )
+        node.args = (bound["input"], bound["weight"], bound["bias"], pair(bound["padding"]), match["tile"])
+        node.kwargs = {}
         node._rename("winograd")
         program.touch(node)
         refresh(program, [node])
@@ -140,13 +118,15 @@ class Winograd(Pass):
         """FLOPs, and what else takes as long as so many; without a tile of the direct sum."""
         outputs, channels = val(bind(node)["weight"]).shape[:2]
         batch, _, rows, columns = shape(node)
-        read = self.flops_per_byte * self._bytes(node, tile)
+        read = self.flops_per_byte * nbytes(val(bind(node)["weight"]))
         if tile is None:
             return float(2 * winograd.FILTER**2 * outputs * channels * batch * rows * columns + read)
         points = winograd.transforms(tile).points ** 2
         tiles = batch * ceil(rows / tile) * ceil(columns / tile)
-        products = 2 * points * outputs * channels * (ceil(tiles / 8) * 8)  # vectors have at least 8 lanes
-        return float(products + self.transform_flops * points * tiles * (outputs + channels) + read)
+        lanes = max(16, ceil(tiles / 8) * 8)  # vectors of at least 8, of which two keep a core busy
+        products = 2 * points * outputs * channels * lanes
+        turned = self.weight_flops * points * outputs * channels * ceil(tiles / 64)  # again for each task of so many
+        return float(products + self.transform_flops * points * tiles * (outputs + channels) + turned + read)
 
     def _workspace(self, node: fx.Node, tile: int) -> int:
         """Bytes of the input, transformed."""
@@ -154,11 +134,3 @@ class Winograd(Pass):
         source, points = val(bind(node)["input"]), winograd.transforms(tile).points ** 2
         numbers = source.shape[1] * points * batch * ceil(rows / tile) * ceil(columns / tile)
         return int(source.element_size() * numbers)
-
-    def _bytes(self, node: fx.Node, tile: int | None) -> int:
-        """Of the weight, transformed or as it is."""
-        weight = val(bind(node)["weight"])
-        if tile is None:
-            return int(nbytes(weight))
-        outputs = ceil(weight.shape[0] / self.height) * self.height
-        return int(weight.element_size() * winograd.transforms(tile).points ** 2 * outputs * weight.shape[1])

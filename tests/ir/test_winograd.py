@@ -37,9 +37,7 @@ def test_a_row_of_outputs_is_a_sliding_sum(tile: int, data: st.DataObject) -> No
 def test_operators(tile: int, dtype: torch.dtype) -> None:
     x, w, b = torch.randn(2, 5, 9, 14, dtype=dtype), torch.randn(7, 5, 3, 3, dtype=dtype), torch.randn(7, dtype=dtype)
     for padding in ([1, 1], [0, 2]):
-        weight = torch.ops.graphopt.winograd_weight(w, tile, 6)
-        assert weight.shape == ((tile + 2) ** 2, 2, 5, 6) and weight.is_contiguous()
-        found = torch.ops.graphopt.winograd_conv2d(x, weight, b, 7, padding, tile, 6)
+        found = torch.ops.graphopt.winograd_conv2d(x, w, b, padding, tile)
         expected = torch.nn.functional.conv2d(x.double(), w.double(), b.double(), padding=padding)
         assert found.dtype == dtype and found.is_contiguous()
         off = ((found.double() - expected).abs().max() / expected.abs().max()).item()
@@ -49,10 +47,7 @@ def test_operators(tile: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("tile", SIZES)
 def test_operators_are_well_formed(tile: int) -> None:
     x, w = torch.randn(2, 3, 6, 5), torch.randn(4, 3, 3, 3)
-    tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(winograd.weight, (w, tile, 6), test_utils=tests)
-    weight = winograd.weight(w, tile, 6)
-    torch.library.opcheck(winograd.conv2d, (x, weight, None, 4, [1, 1], tile, 6), test_utils=tests)
+    torch.library.opcheck(winograd.conv2d, (x, w, None, [1, 1], tile), test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize(("tile", "most"), [(2, 2.0), (4, 6.0)])
@@ -64,5 +59,5 @@ def test_errors_are_of_the_direct_sums_order(tile: int, most: float) -> None:
     def error(found: torch.Tensor) -> float:
         return float((found.double() - exact).square().mean().sqrt())
 
-    ours = winograd.conv2d(x, winograd.weight(w, tile, 6), None, 32, [1, 1], tile, 6)
+    ours = winograd.conv2d(x, w, None, [1, 1], tile)
     assert error(ours) < most * error(torch.nn.functional.conv2d(x, w, padding=1))

@@ -8,9 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphopt.ir.printer import dump, parse
-from graphopt.ir.stages import WEIGHTS, placement
-from graphopt.passes import FoldConstants, Winograd
-from graphopt.pipelines import generated
+from graphopt.passes import Winograd
 from graphopt.testing import Traced, check_pass, sketch, trace
 from tests.goldens import Golden
 
@@ -92,10 +90,10 @@ def test_refusals(options: str, inputs: dict[str, str], reason: str) -> None:
 
 
 def tiles(program: Any) -> list[int]:
-    return [node.args[5] for node in program.calls(torch.ops.graphopt.winograd_conv2d.default)]
+    return [node.args[4] for node in program.calls(torch.ops.graphopt.winograd_conv2d.default)]
 
 
-def test_the_weight_that_is_read_decides_between_tiles() -> None:
+def test_few_tiles_of_an_image_decide_between_sizes() -> None:
     large = conv(x="f32[2, 64, 64, 64]", w="weight f32[64, 64, 3, 3]", b="weight f32[64]")
     small = conv(x="f32[2, 512, 8, 8]", w="weight f32[512, 512, 3, 3]", b="weight f32[512]")
     assert tiles(large.rewritten(Winograd()).program) == [4]
@@ -108,22 +106,7 @@ def test_what_gains_too_little_stays() -> None:
     assert reason.endswith("times as cheap, less than min_gain=1.2")
 
 
-def test_weights_take_no_more_than_they_may() -> None:
-    body = """
-        small = ops.aten.conv2d.default(x, w, None, [1, 1], [1, 1])
-        large = ops.aten.conv2d.default(y, w, None, [1, 1], [1, 1])
-        return (small, large)
-    """
-    inputs = {"x": "f32[1, 64, 8, 8]", "y": "f32[1, 64, 32, 32]", "w": "weight f32[64, 64, 3, 3]"}
-    checked = check_pass(Winograd(min_gain=0.5, max_bytes=700_000), sketch(body, **inputs).program)
-    assert checked.fired == 1  # the one that saves more
-    assert checked.reasons == ["its weight takes 270336 bytes, of max_bytes=700000 are left 91744"]
-    assert [node.name for node in checked.program.calls(torch.ops.aten.conv2d.default)] == ["small"]
-
-
-def test_weights_are_transformed_in_the_weights_stage() -> None:
-    before = conv(x="f32[2, 64, 32, 32]", w="weight f32[64, 64, 3, 3]", b="weight f32[64]")
-    program = before.rewritten(Winograd()).program
-    fold = next(entry for entry in generated if isinstance(entry, FoldConstants))
-    (node,) = check_pass(fold, program).program.calls(torch.ops.graphopt.winograd_weight.default)
-    assert placement(node) == WEIGHTS
+def test_a_large_transformed_input_is_refused() -> None:
+    checked = check_pass(Winograd(min_gain=0.0, max_workspace=1000), conv(w="weight f32[64, 16, 3, 3]", b="weight f32[64]").program)
+    assert checked.fired == 0
+    assert checked.reasons == ["its input takes 18432 bytes when transformed, of max_workspace=1000"]

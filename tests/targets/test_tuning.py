@@ -336,7 +336,7 @@ def test_candidates_of_products(cpu: isa.Isa, rows: int, columns: int, terms: in
 def test_candidates_of_convolutions(cpu: isa.Isa, channels: int, outputs: int, y: int, x: int, edge: int) -> None:
     source = conv.Source(0, 0, 0, tuple(range(edge * edge)), (y, x))
     check_space(cpu, conv.choices(cpu, conv.Sizes(2, channels, outputs), source))
-    check_space(cpu, winograd.choices(winograd.Shape(cpu, 2, channels, (y, x), outputs, (1, 1), 4, 6)))
+    check_space(cpu, winograd.choices(winograd.Shape(cpu, 2, channels, (y, x), outputs, (1, 1), 4)))
 
 
 @settings(max_examples=3)

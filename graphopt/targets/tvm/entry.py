@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from ...ir.program import val
 from . import host
 from .image import Image
 from .isa import Isa
-from .places import Launch, Panels, Place, Scratch, Turned
+from .places import Launch, Panels, Place, Scratch, Taps, Turned
 from .schedule import Choice
 from .steps import Kernels, Steps, Torch
 
@@ -38,6 +39,7 @@ def key(isa: Isa | None, graph: fx.Graph, examples: Sequence[Any]) -> str | None
     known = host.cpu(), host.compiler(), artifacts.sources("ir", "targets")
     if None in known:
         return None
+    known = *known, os.cpu_count()
     return hashlib.sha256(repr((isa, known, torch.__version__, _described(graph, examples))).encode()).hexdigest()
 
 
@@ -94,7 +96,8 @@ def written(steps: Steps, image: Image, graph: fx.Graph) -> bytes:
     def place(value: Place) -> Any:
         if isinstance(value, Panels):
             taps = {"taps": [value.rows, value.columns]} if isinstance(value, Turned) else {}
-            return {"weight": at[value.weight], "size": value.size, **taps}
+            lanes = {"lanes": value.lanes} if isinstance(value, Taps) else {}
+            return {"weight": at[value.weight], "size": value.size, **taps, **lanes}
         return {"scratch": value.number, "floats": value.floats} if isinstance(value, Scratch) else at[value]
 
     def nodes(values: Sequence[fx.Node]) -> list[int]:
@@ -137,6 +140,8 @@ def read(entry: bytes, graph: fx.Graph) -> tuple[Steps, Image]:
         if "taps" in value:
             rows, columns = map(tuple, value["taps"])
             return Turned(nodes[value["weight"]], value["size"], rows, columns)
+        if "lanes" in value:
+            return Taps(nodes[value["weight"]], value["size"], value["lanes"])
         if "weight" in value:
             return Panels(nodes[value["weight"]], value["size"])
         return Scratch(value["scratch"], value["floats"])

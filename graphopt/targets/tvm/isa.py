@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,11 +17,13 @@ class Isa:
     cpu : LLVM's name of the CPU.
     lanes : float32 numbers in a vector.
     registers : vector registers.
+    cores : of the machine, as the system counts them: large tasks are cut so that none is left over.
     """
 
     cpu: str
     lanes: int
     registers: int
+    cores: int = 1
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -51,13 +54,13 @@ def of(cpu: str) -> Isa:
     """A CPU by LLVM's name; one that LLVM does not know has what every x86-64 has."""
     import tvm
 
-    target = tvm.target.Target({"kind": "llvm", "mcpu": cpu})
+    target, cores = tvm.target.Target({"kind": "llvm", "mcpu": cpu}), os.cpu_count() or 1
 
     def has(feature: str) -> bool:
         return bool(tvm.target.codegen.target_has_features(feature, target))
 
     if has("avx512f") and has("avx512vl"):
-        return Isa(cpu, 16, 32)
+        return Isa(cpu, 16, 32, cores)
     if has("avx2") and has("fma"):
-        return Isa(cpu, 8, 16)
-    return Isa(cpu, 4, 16)
+        return Isa(cpu, 8, 16, cores)
+    return Isa(cpu, 4, 16, cores)

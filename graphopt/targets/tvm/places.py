@@ -51,6 +51,26 @@ class Turned(Panels):
 
 
 @dataclass(frozen=True)
+class Taps(Panels):
+    """A filter, tap by tap: [N / size rounded up, taps, K · size rounded up to whole vectors], for N outputs, K inputs.
+
+    Attributes
+    ----------
+    lanes : of a vector.
+    """
+
+    lanes: int
+
+    def pack(self, weight: torch.Tensor) -> torch.Tensor:
+        count, (outputs, inputs) = -(-weight.shape[0] // self.size), weight.shape[:2]
+        width = inputs * self.size
+        whole = weight.new_zeros(count * self.size, *weight.shape[1:])
+        whole[:outputs] = weight
+        found = whole.view(count, self.size, inputs, -1).permute(0, 3, 2, 1).reshape(count, -1, width)
+        return torch.nn.functional.pad(found, (0, -width % self.lanes))
+
+
+@dataclass(frozen=True)
 class Scratch:
     """Memory in between two kernels, by number."""
 

@@ -23,7 +23,7 @@ from .emit import Buffer, Emitter, Expr, Kernel
 from .emit import lanes_of as lanes_in
 from .isa import Isa
 from .operators import STORED, Index, broadcast, pads, pair, unflattened
-from .places import Launch, Panels, Place, Scratch, Turned
+from .places import Launch, Panels, Place, Scratch, Taps, Turned
 from .plan import Group, plan
 from .reading import Lanes, Layout, Leaf, Reader, Tree, lanes_of, strides_of, vector_of
 from .reading import reads as reads_of
@@ -318,8 +318,8 @@ class Builder:
         bound = bind(group.anchor)
         source, weight, bias = bound["input"], bound["weight"], bound["bias"]
         batch, channels, height, width = val(source).shape
-        padding, size, outputs = pair(bound["padding"]), bound["tile"], bound["outputs"]
-        shape = winograd.Shape(self.isa, batch, channels, (height, width), outputs, padding, size, bound["height"])
+        padding, size, outputs = pair(bound["padding"]), bound["tile"], val(weight).shape[0]
+        shape = winograd.Shape(self.isa, batch, channels, (height, width), outputs, padding, size)
         shape = dataclasses.replace(shape, schedule=self.scheduled(winograd.choices(shape)))
         before = After(self, group, self.layout, [], [source])
         reads = list(before.pointers[:-1])
@@ -337,7 +337,7 @@ class Builder:
                 value = value + after.value(emitter, buffers, bias, index[1:2], lanes)
             after.write(emitter, buffers, (*index[:3], _at(index[3], lanes)), emitter.let(value), lanes)
 
-        pointers: list[Place] = [*after.pointers, laid, weight]
+        pointers: list[Place] = [*after.pointers, laid, Taps(weight, shape.height, self.isa.lanes)]
         name, types = self.name("winograd"), ["float32"] * len(pointers)
         self.launch(winograd.product(name, shape, types, finish), pointers)
 

@@ -1,9 +1,10 @@
 """Winograd's 3 × 3 convolutions (`graphopt.ir.winograd`) in NCHW order: tiles of the output in the lanes of vectors.
 
 Two kernels. The first reads the input, with whatever comes before it, and transforms it tile by tile: Bᵀ x B, in
-``[block of tiles, point, channel, tile]``. The second multiplies, point by point, with the weight that has been
-transformed, keeps the sums of some output channels in the second cache, and transforms them back: what follows the
-convolution is applied to rows of pixels.
+``[block of tiles, point, channel, tile]``. A task of the second transforms the weight of some output channels, G w Gᵀ,
+multiplies, point by point, some blocks of tiles with it, and transforms the sums back: what follows the convolution is
+applied to rows of pixels. Transformed weights are 16/9 or 4 times as large as weights are: reading them from memory
+would take longer than computing them does.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
 from .schedule import Schedule, Space, cycles, space
-from .tile import TERMS, elements_of, in_runs, task_of, tile
+from .tile import TERMS, elements_of, tile
 
-_SUMS = 1 << 15  # sums that a task keeps: a quarter of the second cache
+# Numbers of transformed weights and of sums that a task keeps, at most: about as many as the second cache has room for.
+_WEIGHTS, _SUMS = 56 << 10, 128 << 10
+_LEAST = 128  # channels that are summed up in one go, where there are so many
+# Of a core: cycles for a vector of a transformed weight, for a sum that is added to, and of a task; bytes per cycle from
+# the last cache.
+_TURN, _ADD, _TASK, _READ = 3, 1.5, 4000, 8
 
 # Batch, channel, row, column, lanes → elements of the input.
 Read: TypeAlias = Callable[[Emitter, Sequence[Buffer], tuple[Expr, Expr, Expr, Expr], Lanes | None], Expr]
@@ -39,8 +45,7 @@ class Shape:
     ----------
     padding : rows above and below, columns to the left and to the right.
     size : rows and columns of a tile of outputs.
-    height : output channels that lie together in the weight.
-    schedule : None for what formulas say; its rows are `height`.
+    schedule : None for what formulas say.
     """
 
     isa: Isa
@@ -50,8 +55,12 @@ class Shape:
     outputs: int
     padding: tuple[int, int]
     size: int
-    height: int
     schedule: Schedule | None = None
+
+    @property
+    def height(self) -> int:
+        """Output channels whose sums are in registers at the same time."""
+        return min(self.outputs, self.isa.tile[0]) if self.schedule is None else self.schedule.rows
 
     @property
     def rows(self) -> int:
@@ -118,28 +127,73 @@ class Shape:
         return ceil(self.outputs / self.height)
 
     @property
+    def wide(self) -> int:
+        """Numbers of a point of the weight of a group."""
+        return ceil(self.channels * self.height / self.isa.lanes) * self.isa.lanes
+
+    @property
     def multiplications(self) -> int:
         """Of a block of tiles and a group of output channels."""
         return self.points * self.height * self.block * self.channels
 
-    @property
-    def work(self) -> int:
-        """Multiplications of a task."""
-        if self.schedule is not None:
-            return self.schedule.work
-        return task_of(self.blocks * self.high * self.multiplications)
+
+@dataclass(frozen=True)
+class Cut:
+    """A task: so many groups of output channels of so many blocks of tiles, summed up over so many channels in one go."""
+
+    groups: int
+    blocks: int
+    channels: int
+
+    @staticmethod
+    def of(shape: Shape, groups: int, blocks: int) -> Cut:
+        """With as many channels as the second cache has room for, in runs of nearly the same length."""
+        most = max(_LEAST, _WEIGHTS // (groups * shape.points * shape.height))
+        channels = ceil(shape.channels / ceil(shape.channels / min(most, TERMS)))
+        return Cut(groups, blocks, min(shape.channels, ceil(channels / shape.isa.lanes) * shape.isa.lanes))
+
+    def tasks(self, shape: Shape) -> int:
+        return ceil(shape.high / self.groups) * ceil(shape.blocks / self.blocks)
+
+    def fits(self, shape: Shape) -> bool:
+        """Whether weights and sums stay in the second cache, or there is no smaller task."""
+        sums = self.groups * self.blocks * shape.height * shape.points * shape.block
+        weights = self.groups * self.channels * shape.height * shape.points
+        return (sums <= _SUMS or self.blocks == 1) and (weights <= _WEIGHTS or self.groups == 1)
+
+    def cycles(self, shape: Shape) -> float:
+        """Until the last of a CPU's cores is done."""
+        isa, sums = shape.isa, self.groups * self.blocks * shape.height * shape.points * shape.vectors
+        products = sums * (shape.channels / 2 + ceil(shape.channels / self.channels) * _ADD)
+        weights = self.groups * shape.points * shape.wide / isa.lanes * _TURN
+        images = self.blocks * shape.points * shape.pitch * 4 / _READ
+        return ceil(self.tasks(shape) / isa.cores) * (products + weights + images + _TASK)
+
+
+def cut(shape: Shape) -> Cut:
+    """The cut that takes least time, as far as a simple model tells; tasks of at most `Schedule.work` if there is one."""
+    most = shape.multiplications if shape.schedule is None else shape.schedule.work
+    cuts = [
+        found
+        for groups in {ceil(shape.high / parts) for parts in range(1, shape.high + 1)}
+        for blocks in {ceil(shape.blocks / parts) for parts in range(1, shape.blocks + 1)}
+        if (found := Cut.of(shape, groups, blocks)).fits(shape)
+        and (shape.schedule is None or groups * blocks * shape.multiplications <= most)
+    ]
+    return min(cuts, key=lambda found: (found.cycles(shape), found.groups), default=Cut.of(shape, 1, 1))
 
 
 def choices(shape: Shape) -> Space:
     """What a search may choose from."""
-    isa, height, most = shape.isa, shape.height, ceil(shape.tiles / shape.isa.lanes)
-    default = Schedule(height, shape.vectors, shape.work)
+    isa, best = shape.isa, cut(shape)
+    default = Schedule(shape.height, shape.vectors, best.groups * best.blocks * shape.multiplications)
 
     def cost(schedule: Schedule) -> float:
-        blocks = ceil(shape.tiles / (schedule.vectors * isa.lanes))
-        return blocks * cycles(isa, height, schedule.vectors, shape.channels)
+        blocks, groups = ceil(shape.tiles / (schedule.vectors * isa.lanes)), ceil(shape.outputs / schedule.rows)
+        return blocks * groups * cycles(isa, schedule.rows, schedule.vectors, shape.channels)
 
-    return space(isa, default, [height], range(1, min(most, isa.registers) + 1), cost)
+    rows, vectors = min(shape.outputs, isa.registers), min(ceil(shape.tiles / isa.lanes), isa.registers)
+    return space(isa, default, range(1, rows + 1), range(1, vectors + 1), cost)
 
 
 def transform(name: str, shape: Shape, arguments: Sequence[str], read: Read) -> Kernel:
@@ -229,66 +283,99 @@ class _Transform:
 
 
 def product(name: str, shape: Shape, arguments: Sequence[str], finish: Finish) -> Kernel:
-    """A kernel of the transformed input and weight, to which its last two pointers show."""
-    high = shape.high
-    deep = max(1, min(high, _SUMS // (shape.points * shape.height * shape.block), shape.work // shape.multiplications))
-    down = ceil(high / deep)
+    """A kernel of the transformed input and of the weight by its taps, to which its last two pointers show."""
+    size = cut(shape)
+    down = ceil(shape.high / size.groups)
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
-        part = _Product(emitter, buffers, shape, finish, deep)
-        first = emitter.let(tirx.floormod(task, down) * deep, "first")
-        block = emitter.let(tirx.floordiv(task, down), "block")
-        part.run(block, first, at_most(deep, high, first))
+        part = _Product(emitter, buffers, shape, finish, size)
+        group = emitter.let(tirx.floormod(task, down) * size.groups, "group")
+        block = emitter.let(tirx.floordiv(task, down) * size.blocks, "block")
+        part.run(group, at_most(size.groups, shape.high, group), block, at_most(size.blocks, shape.blocks, block))
 
-    return kernel(name, shape.isa, arguments, shape.blocks * down, body)
+    return kernel(name, shape.isa, arguments, size.tasks(shape), body)
 
 
 class _Product:
-    """One task: a block of tiles, and some output channels, `height` at a time."""
+    """One task: some output channels, `height` at a time, of some blocks of tiles."""
 
-    def __init__(self, emitter: Emitter, buffers: Sequence[Buffer], shape: Shape, finish: Finish, deep: int) -> None:
-        self.emitter, self.buffers, self.shape, self.finish = emitter, buffers, shape, finish
+    def __init__(self, emitter: Emitter, buffers: Sequence[Buffer], shape: Shape, finish: Finish, size: Cut) -> None:
+        self.emitter, self.buffers, self.shape, self.finish, self.size = emitter, buffers, shape, finish, size
         self.lanes = shape.isa.lanes
-        self.sums = emitter.scratch(deep * shape.height * shape.points * shape.block, name="sums")
+        self.wide = ceil(size.channels * shape.height / self.lanes) * self.lanes
+        # A line of the cache more than there is, or points would share few cache sets.
+        self.pitch = size.groups * self.wide + 2 * self.lanes
+        self.turned = emitter.scratch(shape.points * self.pitch, name="turned")
+        self.row = shape.points * shape.block  # numbers of a row of sums: one output channel, a block of tiles
+        self.group = shape.height * self.row
+        self.sums = emitter.scratch(size.blocks * size.groups * self.group, name="sums")
         self.halfway = emitter.scratch(shape.size * shape.edge * self.lanes, name="halfway")
         self.pixels = emitter.scratch(shape.size * shape.size * shape.block, name="pixels")
 
-    def run(self, block: Expr, first: Expr, count: Expr | int) -> None:
-        emitter, shape = self.emitter, self.shape
-        with emitter.loop(shape.points, "point") as point, emitter.loop(count, "group") as group:
-            image = emitter.let((block * shape.points + point) * shape.pitch, "image")
-            weight = (point * shape.high + first + group) * (shape.channels * shape.height)
-            into = (group * shape.height * shape.points + point) * shape.block
-            self._sum(image, emitter.let(weight, "weight"), emitter.let(into, "into"))
-        with emitter.loop(count, "group") as group, emitter.loop(shape.height, "row") as row:
+    def run(self, first: Expr, groups: Expr | int, top: Expr, blocks: Expr | int) -> None:
+        """So many groups from the first on, of so many blocks from the top one on."""
+        emitter, shape, size = self.emitter, self.shape, self.size
+        with emitter.loop(size.blocks * size.groups * self.group // self.lanes, "clear") as vector:
+            emitter.store(self.sums, vector * self.lanes, emitter.spread(0.0, self.lanes))
+
+        def add(start: Expr, count: int) -> None:
+            with emitter.loop(groups, "group") as group:
+                source = (first + group) * (FILTER * FILTER * shape.wide) + start * shape.height
+                source = emitter.let(source, "source")
+                with emitter.loop(ceil(count * shape.height / self.lanes), "vector") as vector:
+                    self._turn(source + vector * self.lanes, group * self.wide + vector * self.lanes)
+            with emitter.loop(shape.points, "point") as point, emitter.loop(blocks, "block") as block:
+                image = ((top + block) * shape.points + point) * shape.pitch + start * shape.block
+                image = emitter.let(image, "image")
+                with emitter.loop(groups, "group") as group:
+                    weight = emitter.let(point * self.pitch + group * self.wide, "weight")
+                    into = (block * size.groups + group) * self.group + point * shape.block
+                    self._sum(image, weight, emitter.let(into, "into"), count)
+
+        whole, rest = divmod(shape.channels, size.channels)
+        with emitter.loop(whole, "run") as number:
+            add(emitter.let(number * size.channels, "start"), size.channels)
+        if rest:
+            add(tirx.const(whole * size.channels, "int32"), rest)
+        with (
+            emitter.loop(blocks, "block") as block,
+            emitter.loop(groups, "group") as group,
+            emitter.loop(shape.height, "row") as row,
+        ):
             output = emitter.let((first + group) * shape.height + row, "output")
             with emitter.when(output < shape.outputs):
-                start = emitter.let((group * shape.height + row) * (shape.points * shape.block), "start")
+                start = emitter.let((block * size.groups + group) * self.group + row * self.row, "start")
                 with emitter.loop(shape.vectors, "vector") as vector:
                     self._back(emitter.let(start + vector * self.lanes, "at"), vector)
-                self._write(block, output)
+                self._write(emitter.let(top + block, "block"), output)
 
-    def _sum(self, image: Expr, weight: Expr, into: Expr) -> None:
-        """One point: so many output channels of a block of tiles."""
+    def _turn(self, source: Expr, into: Expr) -> None:
+        """G w Gᵀ of a vector of weights."""
+        emitter, shape, matrix = self.emitter, self.shape, transforms(self.shape.size).weight
+        taps = [
+            emitter.let(emitter.load(self.buffers[-1], source + tap * shape.wide, self.lanes), "w")
+            for tap in range(FILTER * FILTER)
+        ]
+        columns = [combined(emitter, matrix, taps[column::FILTER]) for column in range(FILTER)]
+        for row, values in enumerate(zip(*columns, strict=True)):
+            for column, value in enumerate(combined(emitter, matrix, values)):
+                emitter.store(self.turned, into + (row * shape.edge + column) * self.pitch, value)
+
+    def _sum(self, image: Expr, weight: Expr, into: Expr, count: int) -> None:
+        """So many channels of one point: added to the sums of a group of output channels and a block of tiles."""
         emitter, shape, lanes = self.emitter, self.shape, self.lanes
-        *_, images, weights = self.buffers
-
-        def add(start: Expr, count: int, fresh: bool) -> None:
-            found = tile(
-                emitter,
-                shape.height,
-                shape.vectors,
-                count,
-                lambda row, k: emitter.load(weights, weight + (start + k) * shape.height + row),
-                lambda k, vector: emitter.load(images, image + (start + k) * shape.block + vector * lanes, lanes),
-            )
-            for row, sums in enumerate(found):
-                for vector, value in enumerate(sums):
-                    place = into + (row * shape.points * shape.block + vector * lanes)
-                    known = emitter.load(self.sums, place, lanes)
-                    emitter.store(self.sums, place, value if fresh else known + value)
-
-        in_runs(emitter, shape.channels, TERMS, add)
+        found = tile(
+            emitter,
+            shape.height,
+            shape.vectors,
+            count,
+            lambda row, k: emitter.load(self.turned, weight + k * shape.height + row),
+            lambda k, vector: emitter.load(self.buffers[-2], image + k * shape.block + vector * lanes, lanes),
+        )
+        for row, sums in enumerate(found):
+            for vector, value in enumerate(sums):
+                place = into + (row * self.row + vector * lanes)
+                emitter.store(self.sums, place, emitter.load(self.sums, place, lanes) + value)
 
     def _back(self, at: Expr, vector: Expr) -> None:
         """Aᵀ y A of a vector of tiles, as rows of pixels."""
