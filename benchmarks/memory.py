@@ -4,7 +4,7 @@
 
 Every figure is from a fresh process that makes the model, runs two whole schedules (compiling in the first) and then
 times the steps of a third. Resident memory is Linux's VmRSS, at the peak VmHWM, less what the process took before it
-made the model; the part that is pages of files can be dropped by the kernel at any time. Peaks are of the first
+made the model, when all libraries were loaded; the part that is pages of files can be dropped by the kernel at any time. Peaks are of the first
 schedule, with all that compiling takes, and of the two after it. Graphs and code are those that a process before has
 kept, as from the second time on that a model is used; ``--cold`` compiles anew.
 """
@@ -72,8 +72,8 @@ def resident() -> dict[str, int]:
 def measure(name: str, way: str, steps: int) -> dict[str, Any]:
     """One figure, in this process."""
     model = models()[name]
-    if way.startswith("tvm"):
-        importlib.import_module("graphopt.targets.tvm.build")  # TVM itself is no part of what is measured
+    for library in ("graphopt.compile", "graphopt.runtime.shelf", "graphopt.targets.tvm.build", "sqlite3"):
+        importlib.import_module(library)  # code of Python and of TVM is no part of what is measured, as torch's is not
     call, before = model.call, resident()
     module = model.make()
     if way != "original":

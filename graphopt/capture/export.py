@@ -14,6 +14,7 @@ from torch import fx
 from torch.export.graph_signature import InputKind, OutputKind
 
 from graphopt.capture.calls import Call, CallTaker
+from graphopt.capture.functional import functional
 from graphopt.capture.guards import twin
 from graphopt.errors import CaptureError
 from graphopt.ir.effects import METADATA_CHECKS
@@ -65,7 +66,10 @@ def capture(
                 hint="the model goes on running as it is; torch.export.export(module, args, strict=False) shows more",
             ) from error
     paths = [path for path, leaf in zip(taker.paths(call), call.leaves, strict=True) if isinstance(leaf, torch.Tensor)]
-    return program_of(exported, roles, paths, name=name, prefix="module.")
+    graph = functional(exported)
+    if graph is None:
+        exported = exported.run_decompositions({})
+    return program_of(exported, roles, paths, graph, name=name, prefix="module.")
 
 
 def _exported(module: torch.nn.Module, taker: CallTaker, call: Call) -> torch.export.ExportedProgram:
@@ -74,8 +78,7 @@ def _exported(module: torch.nn.Module, taker: CallTaker, call: Call) -> torch.ex
     tensors = tuple(fresh[id(tensor)] for tensor in call.tensors)
     with _attributes_kept(module):
         exported: torch.export.ExportedProgram = torch.export.export(_Bound(module, taker, call), tensors, strict=False)
-    functional: torch.export.ExportedProgram = exported.run_decompositions({})
-    return functional
+    return exported
 
 
 def _holds_own(exported: torch.export.ExportedProgram, module: torch.nn.Module) -> bool:
@@ -86,9 +89,21 @@ def _holds_own(exported: torch.export.ExportedProgram, module: torch.nn.Module) 
 
 
 def program_of(
-    exported: torch.export.ExportedProgram, roles: Mapping[str, Role], paths: list[str], *, name: str, prefix: str = ""
+    exported: torch.export.ExportedProgram,
+    roles: Mapping[str, Role],
+    paths: list[str],
+    graph: fx.Graph | None = None,
+    *,
+    name: str,
+    prefix: str = "",
 ) -> Program:
-    """An exported, functionalised program as a Program; `prefix` is stripped from the names of weights and modules."""
+    """An exported program as a Program.
+
+    Parameters
+    ----------
+    graph : its functional graph; its own where it has been functionalised.
+    prefix : stripped from the names of weights and modules.
+    """
     signature = exported.graph_signature
     changed = [spec for spec in signature.output_specs if spec.kind != OutputKind.USER_OUTPUT]
     if changed:
@@ -97,7 +112,7 @@ def program_of(
             where=f"{changed[0].kind.name.lower()} in the exported graph",
             hint="a model in training mode updates its statistics: call model.eval() before compiling",
         )
-    graph, inputs, constants, user_paths = exported.graph, [], {}, iter(paths)
+    graph, inputs, constants, user_paths = graph or exported.graph, [], {}, iter(paths)
     for node, spec in zip(graph.find_nodes(op="placeholder"), signature.input_specs, strict=True):
         if spec.kind == InputKind.USER_INPUT:
             path = next(user_paths)

@@ -2,8 +2,8 @@
 
 ``y = Aᵀ [(G w Gᵀ) ⊙ (Bᵀ x B)] A`` per tile, summed up over channels before Aᵀ and A are applied (Lavin and Gray, "Fast
 algorithms for convolutional neural networks", 2016). The matrices evaluate polynomials at points and interpolate (Cook
-and Toom). ``graphopt.winograd_conv2d(x, weight, bias, padding, tile)`` is such a convolution, of stride 1. The weight is
-the convolution's own: transformed, it takes 16/9 or 4 times the memory, which costs more to read than to compute.
+and Toom). ``graphopt.winograd_conv2d(x, weight, bias, padding, tile)`` is such a convolution, of stride 1. The weight
+is not transformed yet: transformed it takes 16/9 or 4 times the memory, which costs more to read than to compute.
 
 The points decide how errors grow. With tiles of 2 the usual 0, ±1 are as exact as the direct sum. With tiles of 4 the
 usual 0, ±1, ±2 lose a digit; 0, ±5/8, ±13/8 stay within three to four times the direct sum's error: in float32 the best

@@ -107,6 +107,7 @@ def test_what_gains_too_little_stays() -> None:
 
 
 def test_a_large_transformed_input_is_refused() -> None:
-    checked = check_pass(Winograd(min_gain=0.0, max_workspace=1000), conv(w="weight f32[64, 16, 3, 3]", b="weight f32[64]").program)
+    convolution = conv(w="weight f32[64, 16, 3, 3]", b="weight f32[64]")
+    checked = check_pass(Winograd(min_gain=0.0, max_workspace=1000), convolution.program)
     assert checked.fired == 0
     assert checked.reasons == ["its input takes 18432 bytes when transformed, of max_workspace=1000"]

@@ -39,8 +39,9 @@ def key(isa: Isa | None, graph: fx.Graph, examples: Sequence[Any]) -> str | None
     known = host.cpu(), host.compiler(), artifacts.sources("ir", "targets")
     if None in known:
         return None
-    known = *known, os.cpu_count()
-    return hashlib.sha256(repr((isa, known, torch.__version__, _described(graph, examples))).encode()).hexdigest()
+    return hashlib.sha256(
+        repr((isa, known, os.cpu_count(), torch.__version__, _described(graph, examples))).encode()
+    ).hexdigest()
 
 
 def tuned(key: str, choices: Mapping[str, Choice]) -> str:

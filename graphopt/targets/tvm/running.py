@@ -66,10 +66,13 @@ class Packed:
 
         Parameters
         ----------
-        watched : whether someone tells when weights change behind torch's back, or have no version that counts writes.
+        watched : whether someone tells when the contents of weights change: then one that merely lies elsewhere, where
+            it was moved out of memory, is still the same, and so is one without a version that counts writes.
         """
-        same = self._weight() is weight and self._state == _state(weight) and not self._memory.expired()
-        return same and (watched or self._state[1] is not None)
+        (before, version), (now, latest) = self._state, _state(weight)
+        if self._weight() is not weight or version != latest:
+            return False
+        return watched or (before == now and version is not None and not self._memory.expired())
 
 
 class Code:

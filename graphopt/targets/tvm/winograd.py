@@ -27,8 +27,8 @@ from .tile import TERMS, elements_of, tile
 # Numbers of transformed weights and of sums that a task keeps, at most: about as many as the second cache has room for.
 _WEIGHTS, _SUMS = 56 << 10, 128 << 10
 _LEAST = 128  # channels that are summed up in one go, where there are so many
-# Of a core: cycles for a vector of a transformed weight, for a sum that is added to, and of a task; bytes per cycle from
-# the last cache.
+# Of a core: cycles for a vector of a transformed weight, for a sum that is added to, and of a task; bytes per cycle
+# from the last cache.
 _TURN, _ADD, _TASK, _READ = 3, 1.5, 4000, 8
 
 # Batch, channel, row, column, lanes → elements of the input.
@@ -139,7 +139,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Cut:
-    """A task: so many groups of output channels of so many blocks of tiles, summed up over so many channels in one go."""
+    """A task: groups of output channels, blocks of tiles, and how many channels are summed up in one go."""
 
     groups: int
     blocks: int
@@ -171,7 +171,7 @@ class Cut:
 
 
 def cut(shape: Shape) -> Cut:
-    """The cut that takes least time, as far as a simple model tells; tasks of at most `Schedule.work` if there is one."""
+    """The cut that a simple model finds fastest; of tasks of at most `Schedule.work` if there is one."""
     most = shape.multiplications if shape.schedule is None else shape.schedule.work
     cuts = [
         found
