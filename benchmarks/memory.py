@@ -4,9 +4,9 @@
 
 Every figure is from a fresh process that makes the model, runs two whole schedules (compiling in the first) and then
 times the steps of a third. Resident memory is Linux's VmRSS, at the peak VmHWM, less what the process took before it
-made the model, when all libraries were loaded; the part that is pages of files can be dropped by the kernel at any time. Peaks are of the first
-schedule, with all that compiling takes, and of the two after it. Graphs and code are those that a process before has
-kept, as from the second time on that a model is used; ``--cold`` compiles anew.
+made the model, when all libraries were loaded; the part that is pages of files can be dropped by the kernel at any
+time. Peaks are of the first schedule, with all that compiling takes, and of the two after it. Graphs and code are those
+that a process before has kept, as from the second time on that a model is used; ``--cold`` compiles anew.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Functional graphs of exported ones, without torch's running the whole graph a second time.
 
 What torch.export gives may write into its values, and calls operators that are made of others (reshape, chunk, to).
-``ExportedProgram.run_decompositions({})`` removes both by tracing the graph once more, which takes as long as the export
-itself. Where nothing is written, only the second is left to do: the few operators that are made of others are traced
-here, each by itself, and all other nodes stay as they are.
+``ExportedProgram.run_decompositions({})`` removes both by tracing the graph once more, which takes as long as the
+export itself. Where nothing is written, only the second is left to do: the few operators that are made of others are
+traced here, each by itself, and all other nodes stay as they are.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._export.utils import _is_cia_op, _is_preservable_cia_op
 from torch._dispatch.python import enable_python_dispatcher
+from torch._export.utils import _is_cia_op, _is_preservable_cia_op
 from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -77,7 +77,7 @@ class _Tracer(TorchDispatchMode):
     """Appends the operators that run within it to a graph."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
         self._meta: dict[str, Any] = {}
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}  # by a tensor's id; the tensor lives as long

@@ -100,17 +100,24 @@ class Weights:
             return None
 
     @staticmethod
-    def contents(tensors: Sequence[torch.Tensor], known: Mapping[int, bytes] = MappingProxyType({})) -> bytes:
+    def contents(
+        tensors: Sequence[torch.Tensor], known: Mapping[int, bytes | memoryview] = MappingProxyType({})
+    ) -> bytes:
         """A digest of all contents: changed by every write, those behind torch's back included.
 
-        `known` are digests of tensors, by position, that need not be read.
+        Parameters
+        ----------
+        known : by position, digests of tensors that need not be read, or the memory that others fill.
         """
         total = xxhash.xxh3_128()
         elsewhere = []
         for position, tensor in enumerate(tensors):
             total.update(str((tuple(tensor.shape), tensor.dtype)).encode())
             if tensor.device.type == "cpu":
-                total.update(known[position] if position in known else digest(tensor))
+                found = known.get(position)
+                if isinstance(found, memoryview):
+                    found = xxhash.xxh3_128_digest(found)
+                total.update(digest(tensor) if found is None else found)
             else:
                 elsewhere.append(checksum(tensor))
         if elsewhere:
@@ -153,32 +160,42 @@ class Epoch:
         self._storages: list[StorageWeakRef] = []
         self._heads: list[memoryview] = []
         self._head = b""
+        self._known: dict[int, bytes | memoryview] = {}
         self._watch = Watch(())
         with _lock:
             _epochs.add(self)
 
     def let_go(self) -> None:
         """Hold no memory of weights; the next call digests them anew. Another thread may be within `of`."""
-        self._versions, self._heads, self._watch = None, [], Watch(())
+        self._versions, self._heads, self._watch, self._known = None, [], Watch(()), {}
 
     def of(self, weights: Sequence[torch.Tensor], *, fresh: bool) -> bytes:
         """The digest of these weights; `fresh`: a trajectory starts, take it whatever is known."""
         if fresh:
-            self._contents = None
             for mapping in mappings():
                 mapping.trajectory_starts()
-        if self._contents is None or not self._untouched(weights):
+        contents = self._contents
+        there = contents is not None and self._untouched(weights)
+        if contents is None or fresh or not there:
             self._contents = None  # a digest that is interrupted must not leave the old one behind
-            watch = Watch(weights)
-            self._versions = Weights.versions(weights)
-            shown = [k for k, w in enumerate(weights) if w.device.type == "cpu" and k not in watch.digests]
-            heads = [_head(weights[k]) for k in shown]  # they hold the memory that they show
-            elsewhere = (weights[k] for k in set(range(len(weights))).difference(shown))
-            self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in elsewhere]
-            self._head = b"".join(heads)
-            self._heads, self._watch = heads, watch
-            self._contents = Weights.contents(weights, watch.digests)
-        return self._contents
+            known = self._known if there else self._look(weights)
+            self._contents = contents = Weights.contents(weights, known)
+        return contents
+
+    def _look(self, weights: Sequence[torch.Tensor]) -> dict[int, bytes | memoryview]:
+        """Note where the weights lie: the memory of those that fill theirs, and the digests of those evicted."""
+        watch = Watch(weights)
+        self._versions = Weights.versions(weights)
+        shown = [k for k, w in enumerate(weights) if w.device.type == "cpu" and k not in watch.digests]
+        memory = [_memory(weights[k]) for k in shown]  # they hold what they show
+        elsewhere = (weights[k] for k in set(range(len(weights))).difference(shown))
+        self._storages = [StorageWeakRef(weight.untyped_storage()) for weight in elsewhere]
+        heads = [view[:_HEAD_BYTES] for view in memory]
+        self._head = b"".join(heads)
+        whole = {k: view for k, view in zip(shown, memory, strict=True) if _fills(weights[k], view)}
+        known: dict[int, bytes | memoryview] = {**watch.digests, **whole}
+        self._heads, self._watch, self._known = heads, watch, known
+        return known
 
     def _untouched(self, weights: Sequence[torch.Tensor]) -> bool:
         """Whether torch knows of no write since the last digest, and no other memory came to lie at an old address."""
@@ -207,13 +224,19 @@ def let_go() -> None:
             epoch.let_go()
 
 
-def _head(weight: torch.Tensor) -> memoryview:
-    """The first bytes of a weight, as they are whenever this is read: only as long as the weight lies there.
+def _memory(weight: torch.Tensor) -> memoryview:
+    """The bytes of a weight's memory from its first element on: only as long as the weight lies there.
 
     By DLPack: after `torch.Tensor.numpy` a storage can no longer be resized.
     """
     storage, start = weight.untyped_storage(), weight.storage_offset() * weight.element_size()
-    size = min(_HEAD_BYTES, storage.nbytes() - start)
+    size = min(storage.nbytes() - start, max(_HEAD_BYTES, weight.numel() * weight.element_size()))
     data = np.from_dlpack(torch.empty(0, dtype=torch.uint8).set_(storage, start, (size,), (1,))).data
     assert isinstance(data, memoryview)
     return data
+
+
+def _fills(weight: torch.Tensor, memory: memoryview) -> bool:
+    """Whether memory is a weight's elements in logical order, and nothing else."""
+    plain = weight.is_contiguous() and not weight.is_neg() and not weight.is_conj()
+    return plain and 0 < len(memory) == weight.numel() * weight.element_size()
