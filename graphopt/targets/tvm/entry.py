@@ -94,7 +94,7 @@ def written(steps: Steps, image: Image, graph: fx.Graph) -> bytes:
     def place(value: Place) -> Any:
         if isinstance(value, Panels):
             taps = {"taps": [value.rows, value.columns]} if isinstance(value, Turned) else {}
-            return {"weight": at[value.weight], "size": value.size, **taps}
+            return {"weight": at[value.weight], "size": value.size, "group": value.group, **taps}
         return {"scratch": value.number, "floats": value.floats} if isinstance(value, Scratch) else at[value]
 
     def nodes(values: Sequence[fx.Node]) -> list[int]:
@@ -136,9 +136,9 @@ def read(entry: bytes, graph: fx.Graph) -> tuple[Steps, Image]:
             return found
         if "taps" in value:
             rows, columns = map(tuple, value["taps"])
-            return Turned(nodes[value["weight"]], value["size"], rows, columns)
+            return Turned(nodes[value["weight"]], value["size"], rows, columns, group=value["group"])
         if "weight" in value:
-            return Panels(nodes[value["weight"]], value["size"])
+            return Panels(nodes[value["weight"]], value["size"], group=value["group"])
         return Scratch(value["scratch"], value["floats"])
 
     made = Steps(

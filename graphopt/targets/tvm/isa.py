@@ -16,11 +16,13 @@ class Isa:
     cpu : LLVM's name of the CPU.
     lanes : float32 numbers in a vector.
     registers : vector registers.
+    bf16 : whether it multiplies bfloat16, 16 lanes of two (AVX512-BF16).
     """
 
     cpu: str
     lanes: int
     registers: int
+    bf16: bool = False
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -57,7 +59,7 @@ def of(cpu: str) -> Isa:
         return bool(tvm.target.codegen.target_has_features(feature, target))
 
     if has("avx512f") and has("avx512vl"):
-        return Isa(cpu, 16, 32)
+        return Isa(cpu, 16, 32, bf16=has("avx512bf16"))
     if has("avx2") and has("fma"):
         return Isa(cpu, 8, 16)
     return Isa(cpu, 4, 16)

@@ -1,0 +1,60 @@
+"""Products of narrow factors, summed up in float32: ``f(x: bf16, w: bf16): f32 = f(wide(x), wide(w))``.
+
+torch's own operators round their results to the dtype of their factors. These do not, and say by the dtype of what they
+are given that a target may multiply narrow numbers: the product of two numbers of bfloat16 is exact in float32.
+
+- ``graphopt.narrow_linear(x, w, bias)``
+- ``graphopt.narrow_matmul(x, y)``
+- ``graphopt.narrow_conv2d(x, w, bias, stride, padding, dilation)``
+
+Biases are float32. Given float64, they compute in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+_LIBRARY = torch.library.Library("graphopt", "FRAGMENT")
+_LIBRARY.define("narrow_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor")
+_LIBRARY.define("narrow_matmul(Tensor self, Tensor other) -> Tensor")
+_LIBRARY.define(
+    "narrow_conv2d(Tensor input, Tensor weight, Tensor? bias=None, int[2] stride=1, int[2] padding=0, "
+    "int[2] dilation=1) -> Tensor"
+)
+
+
+def wide(value: torch.Tensor) -> torch.Tensor:
+    """A value in what it is summed up in."""
+    return value if value.dtype == torch.float64 else value.float()
+
+
+def _linear(source: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return F.linear(wide(source), wide(weight), bias)
+
+
+def _matmul(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return torch.matmul(wide(one), wide(other))
+
+
+def _conv2d(
+    source: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> torch.Tensor:
+    found = F.conv2d(wide(source), wide(weight), bias, tuple(stride), tuple(padding), tuple(dilation))
+    return found.contiguous()
+
+
+_LIBRARY.impl("narrow_linear", _linear, "CompositeExplicitAutograd")
+_LIBRARY.impl("narrow_matmul", _matmul, "CompositeExplicitAutograd")
+_LIBRARY.impl("narrow_conv2d", _conv2d, "CompositeExplicitAutograd")
+
+linear = torch.ops.graphopt.narrow_linear.default
+matmul = torch.ops.graphopt.narrow_matmul.default
+conv2d = torch.ops.graphopt.narrow_conv2d.default
