@@ -13,9 +13,15 @@ Biases are float32. Given float64, they compute in float64.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import fx
 from torch.nn import functional as F
+
+from graphopt.ir.program import bind
+
+aten = torch.ops.aten
 
 _LIBRARY = torch.library.Library("graphopt", "FRAGMENT")
 _LIBRARY.define("narrow_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor")
@@ -58,3 +64,21 @@ _LIBRARY.impl("narrow_conv2d", _conv2d, "CompositeExplicitAutograd")
 linear = torch.ops.graphopt.narrow_linear.default
 matmul = torch.ops.graphopt.narrow_matmul.default
 conv2d = torch.ops.graphopt.narrow_conv2d.default
+
+NARROW: dict[Any, Any] = {
+    aten.linear.default: linear,
+    aten.conv2d.default: conv2d,
+    **dict.fromkeys((aten.matmul.default, aten.mm.default, aten.bmm.default), matmul),
+}
+"""By operators that multiply, those for factors of bfloat16."""
+
+
+def factors(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """What a product of `NARROW` multiplies, in order."""
+    one, other, *_ = bind(node).values()
+    return one, other
+
+
+def supported() -> bool:
+    """Whether the CPU at hand multiplies numbers of bfloat16 in vectors."""
+    return bool(torch.cpu._is_avx512_bf16_supported())

@@ -36,12 +36,16 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..ir import products
+from ..ir.attention import written_out
 from ..ir.effects import has_effect
 from ..ir.layout import STRIDE_READERS, has_symbols
 from ..ir.program import Program, infer, val
 from ..ir.rewrite import Accuracy, Match, Pass, Refusal
 
 aten = torch.ops.aten
+
+_MATMULS = (aten.matmul.default, aten.bmm.default)
 
 
 def _multiplies_bfloat16() -> bool:
@@ -62,9 +66,12 @@ class Upcast(Pass):
     Attributes
     ----------
     always : also where the CPU has instructions for the type.
+    products : whether factors of products that were asked for in bfloat16 are rounded to it, so that the pass
+        `narrow_products` finds them; None: where the CPU at hand multiplies them.
     """
 
     always: bool = False
+    products: bool | None = None
 
     accuracy: ClassVar[Accuracy] = "rounding"
     repeat: ClassVar[bool] = False  # nothing narrow is left but casts at both ends
@@ -87,7 +94,7 @@ class Upcast(Pass):
                 reason = "a size is known only when the program runs"
             elif isinstance(val(node), torch.Tensor) and val(node).device.type != "cpu":
                 reason = f"it runs on {val(node).device.type}"
-            elif kind in _HALVES and not self.always and _HALVES[kind]():
+            elif kind in _HALVES and not self.always and _HALVES[kind]() and not self._rounds(kind):
                 reason = f"this CPU has instructions for {kind}"
             elif "placement" in node.meta:
                 reason = "it is placed in a stage already, which what it reads would have to be, too"
@@ -105,8 +112,13 @@ class Upcast(Pass):
                 return Refusal(reason, node)
         return None
 
+    def _rounds(self, kind: torch.dtype) -> bool:
+        """Whether products of a type are those of factors of that type."""
+        return kind == torch.bfloat16 and (products.supported() if self.products is None else self.products)
+
     def rewrite(self, program: Program, match: Match) -> None:
         within, calls = _within(program), list(program.calls())
+        multiplied = [node for node in _multiplied(program) if node in within and self._rounds(_dtype(node))]
         results = {node: _dtype(node) for node in program.results if node is not None and node in within}
         for source in list(program.nodes):
             readers = [user for user in source.users if user in within]
@@ -126,6 +138,37 @@ class Upcast(Pass):
                 node.args, node.kwargs = tree_map(_widened, node.args), tree_map(_widened, node.kwargs)
                 node.meta["val"] = infer(node)
                 program.touch(node)
+        for node in multiplied:
+            for factor in products.factors(node):
+                node.replace_input_with(factor, _rounded(program, factor))
+
+
+def _multiplied(program: Program) -> Iterable[fx.Node]:
+    """Products that are no part of attention, which is computed in float32."""
+    found = [found for node in program.calls(*_MATMULS) if (found := written_out(node))]
+    attention = {entry for each in found for entry in (each.softmax, *each.inner)}
+    for node in program.calls(*products.NARROW):
+        if node not in attention and not (node.target in _MATMULS and written_out(node)):
+            yield node
+
+
+def _rounded(program: Program, factor: fx.Node) -> fx.Node:
+    """The numbers of bfloat16 nearest to a factor's, in float32."""
+    if _is_widened(factor):
+        return factor
+    for narrow in factor.users:
+        for wide in narrow.users:
+            if narrow.target is aten._to_copy.default and _is_half(narrow) and _is_widened(wide):
+                return wide
+    narrow = program.call(aten._to_copy.default, factor, before=factor.next, like=factor, dtype=torch.bfloat16)
+    wide = program.call(aten._to_copy.default, narrow, before=narrow.next, like=factor, dtype=torch.float32)
+    narrow._rename(f"{factor.name}_narrow")
+    wide._rename(f"{factor.name}_rounded")
+    return wide
+
+
+def _is_widened(node: fx.Node) -> bool:
+    return node.target is aten._to_copy.default and _dtype(node.all_input_nodes[0]) == torch.bfloat16
 
 
 def _within(program: Program) -> set[fx.Node]:
