@@ -1,8 +1,8 @@
 """``linear(wide(x: bf16), wide(w: bf16)) → narrow_linear(x, w)``: multiply numbers of bfloat16, and sum up in float32.
 
-where: linear layers, convolutions of images in one group, products of two matrices or of batches of them, in float32 on a
-    CPU that multiplies bfloat16 (AVX512-BF16), both of whose factors are of bfloat16 and widened, or moved about after
-    that; a filter depends on weights alone; sizes known; on a target with kernels for it.
+where: linear layers, convolutions of images in one group, products of two matrices or of batches of them, in float32 on
+    a CPU that multiplies bfloat16 (AVX512-BF16), both of whose factors are of bfloat16 and widened, or moved about
+    after that; a filter depends on weights alone; sizes known; on a target with kernels for it.
 because: one instruction multiplies and adds twice as many numbers of half the bytes. No product is rounded: those of
     two numbers of bfloat16 are exact in float32. What `upcast` rounds is found, and where a model does so itself.
 

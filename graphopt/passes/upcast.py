@@ -1,8 +1,9 @@
 """``y: bf16 = f(x: bf16)  →  y: bf16 = cast(f(cast(x): f32): f32)``: compute in float32, round at the ends alone.
 
-where: float16 or bfloat16 on a CPU that has no instructions for it; sizes known; nothing is placed in a stage yet, or
-    reads the bits of a value; no result is an integer or a truth value. All that depends on an input or weight of such
-    a type is widened, or nothing; what is rounded without one (a timestep) stays rounded.
+where: float16 on a CPU that has no instructions for it, or bfloat16, whose products stay those of rounded factors
+    where it has; sizes known; nothing is placed in a stage yet, or reads the bits of a value; no result is an integer
+    or a truth value. All that depends on an input or weight of such a type is widened, or nothing; what is rounded
+    without one (a timestep) stays rounded.
 because: such a CPU converts every operand of every operation and rounds every result, in software; between the
     operations of a step nobody sees them. Weights are widened once, in the weights stage. What rounding in between
     would have lost stays: results are nearer to exact ones.
@@ -79,7 +80,9 @@ class Upcast(Pass):
     def find(self, program: Program) -> Iterable[Match]:
         within = _within(program)
         narrow = [
-            node for node in program.calls() if node in within and _is_half(node) and not _at_an_end(program, node)
+            node
+            for node in program.calls()
+            if node in within and _is_half(node) and not _at_an_end(program, node) and not _rounds(node)
         ]
         if narrow:
             yield Match(narrow[0])
@@ -165,6 +168,13 @@ def _rounded(program: Program, factor: fx.Node) -> fx.Node:
     narrow._rename(f"{factor.name}_narrow")
     wide._rename(f"{factor.name}_rounded")
     return wide
+
+
+def _rounds(node: fx.Node) -> bool:
+    """Whether a node is there to round what is computed in float32."""
+    return node.target is aten._to_copy.default and all(
+        _is_widened(user) or user.target in products.NARROW.values() for user in node.users
+    )
 
 
 def _is_widened(node: fx.Node) -> bool:

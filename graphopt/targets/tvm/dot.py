@@ -1,8 +1,9 @@
 """How kernels multiply: one product a lane, or several of narrow numbers, which an instruction sums up at once.
 
-Factors of narrow numbers lie together in groups of 32 bits, one group per lane: the terms that a lane takes. TVM has no
-vectors of bfloat16 in code for the CPU, so that they are int32 lanes here, and what is done with them are LLVM functions
-that are inlined, like those of `vectormath`. In registers a number of bfloat16 by itself is float32, in memory its bits.
+Factors of narrow numbers lie together in groups of 32 bits, one group per lane: the terms that a lane takes. TVM has
+no vectors of bfloat16 in code for the CPU, so that they are int32 lanes here, and what is done with them are LLVM
+functions that are inlined, like those of `vectormath`. A number of bfloat16 by itself is float32 in registers, and its
+bits in memory.
 
 A CPU with AVX512-BF16 has instructions for them (``vdpbf16ps``, ``vcvtneps2bf16``), which take numbers below 2^-126 as
 zeros; for others the functions are written in float32 and integers, with the same meaning.
@@ -90,16 +91,16 @@ class _Types:
 def _rounded(t: _Types) -> str:
     """float32 to the nearest number of bfloat16, that of even bits where two are as near; NaN stays NaN."""
     if t.native:
-        return f"""
+        return """
 declare <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float>)
-define <16 x float> @graphopt_bf16_rounded_16(<16 x float> %x) alwaysinline {{
+define <16 x float> @graphopt_bf16_rounded_16(<16 x float> %x) alwaysinline {
   %near = call <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float> %x)
   %bits = bitcast <16 x bfloat> %near to <16 x i16>
   %wide = zext <16 x i16> %bits to <16 x i32>
   %high = shl <16 x i32> %wide, splat (i32 16)
   %y = bitcast <16 x i32> %high to <16 x float>
   ret <16 x float> %y
-}}
+}
 """
     return f"""
 define {t.float} @graphopt_bf16_rounded_{t.lanes}({t.float} %x) alwaysinline {{

@@ -88,9 +88,9 @@ class Launch:
 
 
 def packed(weight: torch.Tensor, columns: int, group: int = 1) -> torch.Tensor:
-    """A weight, [N, K, *taps], in panels, [N / columns, K / group · taps, columns, group], with zeros where there is none.
+    """A weight, [N, K, *taps], in panels, [N / columns, K / group · taps, columns, group].
 
-    Quotients are rounded up. Panels of single terms have no last dimension.
+    Quotients are rounded up, and there are zeros where there is none. Panels of single terms have no last dimension.
     """
     if group > 1:
         weight = pad(weight.reshape(*weight.shape[:2], -1), (0, 0, 0, -weight.shape[1] % group))

@@ -113,8 +113,8 @@ def plan(graph: fx.Graph) -> Plan:
 
 _IN_ROWS = ("linear", "layer_norm", "rms_norm", "softmax")  # written row by row, whatever the leading dimensions
 _FUSING = (
-    *(*_IN_ROWS, "conv2d", "narrow_conv2d", "winograd", "group_norm", "convolution", "grouped_convolution", "transposed_convolution"),
-    *("contraction", "reduction", "softmax_across", "layer_norm_of_blocks"),
+    *(*_IN_ROWS, "conv2d", "winograd", "group_norm", "convolution", "grouped_convolution", "transposed_convolution"),
+    *("narrow_conv2d", "contraction", "reduction", "softmax_across", "layer_norm_of_blocks"),
 )
 
 
