@@ -108,6 +108,7 @@ def _narrow(program: Program, node: fx.Node, before: fx.Node) -> fx.Node:
     """The numbers of such a node as bfloat16."""
     if node.target is aten._to_copy.default:
         return node.all_input_nodes[0]
+    assert callable(node.target)
     args, kwargs = map_arg((node.args, node.kwargs), lambda source: _narrow(program, source, before))
     for user in _readers(args):
         if (user.target, user.args, user.kwargs) == (node.target, args, kwargs) and user < before:

@@ -205,13 +205,13 @@ class Builder:
         def row(emitter: Emitter, buffers: Sequence[Buffer], number: Expr) -> tuple[Buffer, Expr]:
             places = _places(sum_, rows, number) | dict.fromkeys(sum_.term_letters, tirx.const(0, "int32"))
             index = _index(sum_.left_dims, places)
+            buffer = buffers[-2]
             if isinstance(laid, Scratch):
                 offset = sum((entry * stride for entry, stride in zip(index, strides, strict=True)), start=index[0] * 0)
             else:
                 leaf = Tree(self.layout, emitter.analyzer).of(left, index)
                 assert isinstance(leaf, Leaf)
-                offset = leaf.offset
-            buffer = after.buffer(buffers, leaf.node) if direct else buffers[-2]
+                offset, buffer = leaf.offset, after.buffer(buffers, leaf.node) if direct else buffer
             return buffer, emitter.analyzer.simplify(tirx.floordiv(offset, dot.terms))
 
         def finish(
