@@ -12,14 +12,15 @@ Biases are float32. Given float64, they compute in float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 from torch.nn import functional as F
 
-from graphopt.ir.program import bind
+from graphopt.ir.attention import written_out
+from graphopt.ir.program import Program, bind, dtype
 
 aten = torch.ops.aten
 
@@ -82,3 +83,59 @@ def factors(node: fx.Node) -> tuple[fx.Node, fx.Node]:
 def supported() -> bool:
     """Whether the CPU at hand multiplies numbers of bfloat16 in vectors."""
     return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def in_torch() -> bool:
+    """Whether torch has instructions for products of bfloat16 here."""
+    return supported() or bool(torch.cpu._is_amx_tile_supported())
+
+
+def of_float16_in_torch() -> bool:
+    """The same of float16."""
+    return bool(torch.cpu._is_amx_fp16_supported())
+
+
+# -- in programs -----------------------------------------------------------------------------------------------------
+
+_MATMULS = (aten.matmul.default, aten.bmm.default)
+
+
+def outside_attention(program: Program) -> Iterator[fx.Node]:
+    """Products of `NARROW` that are no part of attention written out."""
+    found = [found for node in program.calls(*_MATMULS) if (found := written_out(node))]
+    attention = {entry for each in found for entry in each.inner}
+    for node in program.calls(*NARROW):
+        if node not in attention and not (node.target in _MATMULS and written_out(node)):
+            yield node
+
+
+def is_widened(node: fx.Node) -> bool:
+    """Whether a node copies numbers of bfloat16 to a wider type."""
+    return node.target is aten._to_copy.default and dtype(node.all_input_nodes[0]) == torch.bfloat16
+
+
+def rounds(node: fx.Node) -> bool:
+    """Whether a node is there to round what is computed in float32."""
+    copies = node.target is aten._to_copy.default and dtype(node) == torch.bfloat16
+    return copies and all(is_widened(user) or user.target in NARROW.values() for user in node.users)
+
+
+def round_factors(program: Program, node: fx.Node) -> None:
+    """Let a product of `NARROW` read the numbers of bfloat16 nearest to its factors."""
+    for factor in factors(node):
+        node.replace_input_with(factor, _rounded(program, factor))
+
+
+def _rounded(program: Program, factor: fx.Node) -> fx.Node:
+    """The numbers of bfloat16 nearest to a factor's, in float32."""
+    if is_widened(factor):
+        return factor
+    for narrow in filter(rounds, factor.users):
+        for wide in narrow.users:
+            if is_widened(wide) and dtype(wide) == torch.float32:
+                return wide
+    narrow = program.call(aten._to_copy.default, factor, before=factor.next, like=factor, dtype=torch.bfloat16)
+    wide = program.call(aten._to_copy.default, narrow, before=narrow.next, like=factor, dtype=torch.float32)
+    narrow._rename(f"{factor.name}_narrow")
+    wide._rename(f"{factor.name}_rounded")
+    return wide

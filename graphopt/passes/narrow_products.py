@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_leaves
 from ..ir import products
 from ..ir.effects import is_view
 from ..ir.layout import has_symbols, refresh
-from ..ir.program import Program, bind, dtype, shape, val
+from ..ir.program import Program, bind, shape, val
 from ..ir.rewrite import Accuracy, Match, Pass, Refusal, erase_unread
 from ..ir.stages import WEIGHTS, stages
 
@@ -100,7 +100,7 @@ def _is_widened(node: fx.Node) -> bool:
     if node.op != "call_function" or kinds != {torch.float32}:
         return False
     if node.target is aten._to_copy.default:
-        return dtype(node.all_input_nodes[0]) == torch.bfloat16
+        return products.is_widened(node)
     return bool((is_view(node) or node.target in _MOVES) and all(map(_is_widened, node.all_input_nodes)))
 
 

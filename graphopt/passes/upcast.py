@@ -38,7 +38,6 @@ from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..ir import products
-from ..ir.attention import written_out
 from ..ir.effects import has_effect
 from ..ir.layout import STRIDE_READERS, has_symbols
 from ..ir.program import Program, infer, val
@@ -46,18 +45,8 @@ from ..ir.rewrite import Accuracy, Match, Pass, Refusal
 
 aten = torch.ops.aten
 
-_MATMULS = (aten.matmul.default, aten.bmm.default)
 
-
-def _multiplies_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _multiplies_float16() -> bool:
-    return bool(torch.cpu._is_amx_fp16_supported())
-
-
-_HALVES = {torch.bfloat16: _multiplies_bfloat16, torch.float16: _multiplies_float16}
+_HALVES = {torch.bfloat16: products.in_torch, torch.float16: products.of_float16_in_torch}
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,7 @@ class Upcast(Pass):
         narrow = [
             node
             for node in program.calls()
-            if node in within and _is_half(node) and not _at_an_end(program, node) and not _rounds(node)
+            if node in within and _is_half(node) and not _at_an_end(program, node) and not products.rounds(node)
         ]
         if narrow:
             yield Match(narrow[0])
@@ -109,7 +98,7 @@ class Upcast(Pass):
                 reason = f"{node.target} reads how its argument lies in memory"
             elif node in within and program.output in node.users and not _is_dense(val(node)):
                 reason = "a result is part of a larger value, and its cast would lie otherwise"
-            elif node in within and program.output in node.users and not _is_float(node):
+            elif node in within and program.output in node.users and not getattr(kind, "is_floating_point", False):
                 reason = f"a result is of {kind}: what rounding decides would be decided otherwise"
             if reason:
                 return Refusal(reason, node)
@@ -121,7 +110,9 @@ class Upcast(Pass):
 
     def rewrite(self, program: Program, match: Match) -> None:
         within, calls = _within(program), list(program.calls())
-        multiplied = [node for node in _multiplied(program) if node in within and self._rounds(_dtype(node))]
+        multiplied = [
+            node for node in products.outside_attention(program) if node in within and self._rounds(_dtype(node))
+        ]
         results = {node: _dtype(node) for node in program.results if node is not None and node in within}
         for source in list(program.nodes):
             readers = [user for user in source.users if user in within]
@@ -142,43 +133,7 @@ class Upcast(Pass):
                 node.meta["val"] = infer(node)
                 program.touch(node)
         for node in multiplied:
-            for factor in products.factors(node):
-                node.replace_input_with(factor, _rounded(program, factor))
-
-
-def _multiplied(program: Program) -> Iterable[fx.Node]:
-    """Products that are no part of attention, which is computed in float32."""
-    found = [found for node in program.calls(*_MATMULS) if (found := written_out(node))]
-    attention = {entry for each in found for entry in (each.softmax, *each.inner)}
-    for node in program.calls(*products.NARROW):
-        if node not in attention and not (node.target in _MATMULS and written_out(node)):
-            yield node
-
-
-def _rounded(program: Program, factor: fx.Node) -> fx.Node:
-    """The numbers of bfloat16 nearest to a factor's, in float32."""
-    if _is_widened(factor):
-        return factor
-    for narrow in factor.users:
-        for wide in narrow.users:
-            if narrow.target is aten._to_copy.default and _is_half(narrow) and _is_widened(wide):
-                return wide
-    narrow = program.call(aten._to_copy.default, factor, before=factor.next, like=factor, dtype=torch.bfloat16)
-    wide = program.call(aten._to_copy.default, narrow, before=narrow.next, like=factor, dtype=torch.float32)
-    narrow._rename(f"{factor.name}_narrow")
-    wide._rename(f"{factor.name}_rounded")
-    return wide
-
-
-def _rounds(node: fx.Node) -> bool:
-    """Whether a node is there to round what is computed in float32."""
-    return node.target is aten._to_copy.default and all(
-        _is_widened(user) or user.target in products.NARROW.values() for user in node.users
-    )
-
-
-def _is_widened(node: fx.Node) -> bool:
-    return node.target is aten._to_copy.default and _dtype(node.all_input_nodes[0]) == torch.bfloat16
+            products.round_factors(program, node)
 
 
 def _within(program: Program) -> set[fx.Node]:
@@ -198,11 +153,6 @@ def _is_half(node: fx.Node) -> bool:
 def _is_dense(value: Any) -> bool:
     """Whether a copy of a (fake) tensor has its strides."""
     return not isinstance(value, torch.Tensor) or torch.empty_like(value).stride() == value.stride()
-
-
-def _is_float(node: fx.Node) -> bool:
-    kind = _dtype(node)
-    return isinstance(kind, torch.dtype) and kind.is_floating_point
 
 
 def _dtype(node: fx.Node) -> Any:
