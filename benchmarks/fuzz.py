@@ -47,6 +47,7 @@ from graphopt.passes import (
     FoldScales,
     FoldUpdates,
     FuseAttention,
+    NarrowProducts,
     PackWeights,
     ShareRepeats,
     SplitConcat,
@@ -68,6 +69,7 @@ EAGER: tuple[Pass, ...] = (
     ShareRepeats(flops_per_byte=1e-3, dispatch_bytes=0),
     SplitConcat(flops_per_byte=1e-3, dispatch_bytes=0),
     Upcast(always=True),
+    NarrowProducts(),
     Winograd(min_gain=0.0),
 )
 

@@ -13,6 +13,7 @@ from graphopt.passes import (
     Hoist,
     MergeCommon,
     MergeLinears,
+    NarrowProducts,
     PackWeights,
     ReassociateSums,
     RejoinParts,
@@ -60,6 +61,7 @@ generated: tuple[Pass, ...] = (
     *_clean,
     *_shorten,  # before merging: layers are joined at the size that they will have
     MergeLinears(),  # after merging values: linears share an input only once equal inputs are one
+    NarrowProducts(),  # after merging, which joins layers of float32; before Winograd, which would add up pixels
     Winograd(),  # before placing: a weight is transformed in the weights stage
     RemoveDead(),  # from here on as in other pipelines
     FoldConstants(max_bytes=4 << 30),  # with room for transformed weights, which are larger

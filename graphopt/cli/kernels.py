@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,14 +87,14 @@ def kernels(
                       "tvm", pass_pipeline, tuple(one_pass or ()))  # fmt: skip
     session = request.open()
     name, others, step, code = generated(session, module)
-    from graphopt.targets.tvm.timing import measure, peak
+    from graphopt.targets.tvm.timing import measure, peaks
 
     if source is not None:
         typer.echo(code.source(source, _named(code, kernel) if kernel else None))
         return
     with phase(f"timing the kernels of {name}"):
         found = [entry for entry in measure(code, step.arguments, repeats) if kernel in (None, entry.name)]
-        reached = peak()
+        reached = peaks(found)
     if kernel is not None and not found:
         _named(code, kernel)
     if roofline is not None:
@@ -105,8 +105,8 @@ def kernels(
         rows = [entry.to_dict(reached) for entry in found]
         by_torch = sum(choice == "torch" for choice in measured)
         data = {
-            "module": name, "peak_flops_per_second": reached, "torch": left, "torch_by_measurement": by_torch,
-            "tuned": len(measured) - by_torch, "kept": kept, "kernels": rows,
+            "module": name, "peak_flops_per_second": reached["f32"], "peaks": reached, "torch": left,
+            "torch_by_measurement": by_torch, "tuned": len(measured) - by_torch, "kept": kept, "kernels": rows,
         }  # fmt: skip
         typer.echo(json.dumps(data, indent=2))
         return
@@ -136,7 +136,7 @@ def _show_measured(measured: Sequence[Choice]) -> None:
                        f"default, and {torch} are left to torch."))  # fmt: skip
 
 
-def _draw(session: Session, name: str, found: Sequence[KernelTime], reached: float, file: Path) -> None:
+def _draw(session: Session, name: str, found: Sequence[KernelTime], reached: Mapping[str, float], file: Path) -> None:
     import torch
 
     from graphopt.debug.roofline import roofline
@@ -150,7 +150,9 @@ def _draw(session: Session, name: str, found: Sequence[KernelTime], reached: flo
     note(f"wrote {file}")
 
 
-def _show(session: Session, name: str, found: Sequence[KernelTime], reached: float, left: Sequence[str]) -> None:
+def _show(
+    session: Session, name: str, found: Sequence[KernelTime], reached: Mapping[str, float], left: Sequence[str]
+) -> None:
     from collections import Counter
 
     from rich.text import Text
@@ -160,7 +162,8 @@ def _show(session: Session, name: str, found: Sequence[KernelTime], reached: flo
 
     console, total = out(), sum(entry.seconds for entry in found)
     console.rule(Text(f"{session.title}: {name}", style="bold"), align="left")
-    remark(console, Text(f"Peak of this machine, products and sums in registers alone: {scaled(reached, 'FLOP/s')}."))
+    best = ", ".join(f"{scaled(peak, 'FLOP/s')} ({kind})" for kind, peak in reached.items())
+    remark(console, Text(f"Peak of this machine, products and sums in registers alone: {best}."))
     rows = table(f"Kernels of the step, {duration(total)}", "kernel", "calls", "time", "share", "FLOP/s", "of peak",
                  "B/s", "computes", left=("computes",))  # fmt: skip
     for entry in found:
@@ -171,7 +174,7 @@ def _show(session: Session, name: str, found: Sequence[KernelTime], reached: flo
             duration(entry.seconds),
             f"{entry.seconds / total:.1%}",
             scaled(speed) if entry.flops else "·",
-            f"{speed / reached:.0%}" if entry.flops else "·",
+            f"{entry.share(reached):.0%}" if entry.flops else "·",
             scaled(entry.bytes / entry.seconds) if entry.computes else "·",
             entry.computes or "(lays out what the next kernel reads)",
         )

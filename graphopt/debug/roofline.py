@@ -33,13 +33,13 @@ def check_file(file: Path) -> None:
 
 
 def roofline(
-    kernels: Sequence[KernelTime], peak: float, bandwidths: Mapping[str, float], file: Path, title: str
+    kernels: Sequence[KernelTime], peaks: Mapping[str, float], bandwidths: Mapping[str, float], file: Path, title: str
 ) -> None:
     """Draw kernels under the lines of a machine; the area of a point is the kernel's share of the time.
 
     Parameters
     ----------
-    peak : FLOP/s.
+    peaks : FLOP/s, by what is multiplied.
     bandwidths : bytes per second, by the name of the memory, the fastest first.
     file : see `check_file`.
     """
@@ -49,7 +49,7 @@ def roofline(
     figure = figures.Figure(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot(xscale="log", yscale="log")
     intensities = [entry.flops / entry.bytes for entry in drawn]
-    slowest = min(bandwidths.values())
+    slowest, peak = min(bandwidths.values()), max(peaks.values())
     left = min([0.5, *(0.5 * intensity for intensity in intensities)])
     right = max([4 * peak / slowest, *(2 * intensity for intensity in intensities)])
     for number, (name, bandwidth) in enumerate(bandwidths.items()):
@@ -58,9 +58,10 @@ def roofline(
         axes.plot([left, knee], [left * bandwidth, peak], color=shade, linewidth=1)
         axes.text(1.1 * left, 1.1 * left * bandwidth, f"{name}, {scaled(bandwidth, 'B/s')}", color=shade, fontsize=8,
                   bbox={"color": "white", "alpha": 0.8, "pad": 1})  # fmt: skip
-    axes.plot([peak / max(bandwidths.values()), right], [peak, peak], color="black", linewidth=1)
-    axes.annotate(f"products and sums in registers, {scaled(peak, 'FLOP/s')}", (right, peak), fontsize=8, ha="right",
-                  va="bottom")  # fmt: skip
+    for kind, reached in peaks.items():
+        axes.plot([reached / max(bandwidths.values()), right], [reached, reached], color="black", linewidth=1)
+        axes.annotate(f"products and sums of {kind} in registers, {scaled(reached, 'FLOP/s')}", (right, reached),
+                      fontsize=8, ha="right", va="bottom")  # fmt: skip
     kinds = dict.fromkeys(_kind(entry) for entry in drawn)
     for number, kind in enumerate(kinds):
         some = [entry for entry in drawn if _kind(entry) == kind]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphopt.ir import winograd
+from graphopt.ir import products, winograd
 from graphopt.ir.effects import METADATA_CHECKS, is_view
 from graphopt.ir.program import Program, bind, val
 from graphopt.ir.stages import STAGES, WEIGHTS, Stage, placement, stage_name, stages
@@ -121,6 +121,9 @@ _FLOPS: dict[Any, Any] = {
     aten.conv3d.default: _conv,
     aten.convolution.default: _conv,
     winograd.conv2d: _winograd,
+    products.linear: _linear,
+    products.matmul: _matmul,
+    products.conv2d: _conv,
     aten.conv_transpose2d.input: _conv_transpose,
     aten.scaled_dot_product_attention.default: _attention,
     mkldnn._linear_pointwise.default: _linear,

@@ -23,7 +23,7 @@ import sympy
 import torch
 from torch import fx
 
-from graphopt.ir import winograd
+from graphopt.ir import products, winograd
 from graphopt.ir.alias import owner
 from graphopt.ir.cost import nbytes, node_cost
 from graphopt.ir.effects import is_view
@@ -31,7 +31,7 @@ from graphopt.ir.layers import LAYERS
 from graphopt.ir.program import Program, bind, val
 from graphopt.ir.stages import STAGES, WEIGHTS, Stage, placement, stages
 
-_LAYERS = frozenset({*LAYERS, winograd.conv2d})
+_LAYERS = frozenset({*LAYERS, winograd.conv2d, products.linear, products.conv2d})
 
 Victim: TypeAlias = tuple[fx.Node, str]
 

@@ -9,6 +9,7 @@ from .fuse_pointwise import FusePointwise
 from .hoist import Hoist
 from .merge_common import MergeCommon
 from .merge_linears import MergeLinears
+from .narrow_products import NarrowProducts
 from .pack_weights import PackWeights
 from .reassociate_sums import ReassociateSums
 from .rejoin_parts import RejoinParts
@@ -32,6 +33,7 @@ PASSES = (
     Hoist,
     MergeCommon,
     MergeLinears,
+    NarrowProducts,
     PackWeights,
     ReassociateSums,
     RejoinParts,
@@ -57,6 +59,7 @@ __all__ = [
     "Hoist",
     "MergeCommon",
     "MergeLinears",
+    "NarrowProducts",
     "PackWeights",
     "ReassociateSums",
     "RejoinParts",

@@ -1,8 +1,9 @@
 """``y: bf16 = f(x: bf16)  →  y: bf16 = cast(f(cast(x): f32): f32)``: compute in float32, round at the ends alone.
 
-where: float16 or bfloat16 on a CPU that has no instructions for it; sizes known; nothing is placed in a stage yet, or
-    reads the bits of a value; no result is an integer or a truth value. All that depends on an input or weight of such
-    a type is widened, or nothing; what is rounded without one (a timestep) stays rounded.
+where: float16 on a CPU that has no instructions for it, or bfloat16, whose products stay those of rounded factors
+    where it has; sizes known; nothing is placed in a stage yet, or reads the bits of a value; no result is an integer
+    or a truth value. All that depends on an input or weight of such a type is widened, or nothing; what is rounded
+    without one (a timestep) stays rounded.
 because: such a CPU converts every operand of every operation and rounds every result, in software; between the
     operations of a step nobody sees them. Weights are widened once, in the weights stage. What rounding in between
     would have lost stays: results are nearer to exact ones.
@@ -36,6 +37,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..ir import products
 from ..ir.effects import has_effect
 from ..ir.layout import STRIDE_READERS, has_symbols
 from ..ir.program import Program, infer, val
@@ -44,15 +46,7 @@ from ..ir.rewrite import Accuracy, Match, Pass, Refusal
 aten = torch.ops.aten
 
 
-def _multiplies_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _multiplies_float16() -> bool:
-    return bool(torch.cpu._is_amx_fp16_supported())
-
-
-_HALVES = {torch.bfloat16: _multiplies_bfloat16, torch.float16: _multiplies_float16}
+_HALVES = {torch.bfloat16: products.in_torch, torch.float16: products.of_float16_in_torch}
 
 
 @dataclass(frozen=True)
@@ -62,9 +56,12 @@ class Upcast(Pass):
     Attributes
     ----------
     always : also where the CPU has instructions for the type.
+    products : whether factors of products that were asked for in bfloat16 are rounded to it, so that the pass
+        `narrow_products` finds them; None: where the CPU at hand multiplies them.
     """
 
     always: bool = False
+    products: bool | None = None
 
     accuracy: ClassVar[Accuracy] = "rounding"
     repeat: ClassVar[bool] = False  # nothing narrow is left but casts at both ends
@@ -72,7 +69,9 @@ class Upcast(Pass):
     def find(self, program: Program) -> Iterable[Match]:
         within = _within(program)
         narrow = [
-            node for node in program.calls() if node in within and _is_half(node) and not _at_an_end(program, node)
+            node
+            for node in program.calls()
+            if node in within and _is_half(node) and not _at_an_end(program, node) and not products.rounds(node)
         ]
         if narrow:
             yield Match(narrow[0])
@@ -87,7 +86,7 @@ class Upcast(Pass):
                 reason = "a size is known only when the program runs"
             elif isinstance(val(node), torch.Tensor) and val(node).device.type != "cpu":
                 reason = f"it runs on {val(node).device.type}"
-            elif kind in _HALVES and not self.always and _HALVES[kind]():
+            elif kind in _HALVES and not self.always and _HALVES[kind]() and not self._rounds(kind):
                 reason = f"this CPU has instructions for {kind}"
             elif "placement" in node.meta:
                 reason = "it is placed in a stage already, which what it reads would have to be, too"
@@ -99,14 +98,21 @@ class Upcast(Pass):
                 reason = f"{node.target} reads how its argument lies in memory"
             elif node in within and program.output in node.users and not _is_dense(val(node)):
                 reason = "a result is part of a larger value, and its cast would lie otherwise"
-            elif node in within and program.output in node.users and not _is_float(node):
+            elif node in within and program.output in node.users and not getattr(kind, "is_floating_point", False):
                 reason = f"a result is of {kind}: what rounding decides would be decided otherwise"
             if reason:
                 return Refusal(reason, node)
         return None
 
+    def _rounds(self, kind: torch.dtype) -> bool:
+        """Whether products of a type are those of factors of that type."""
+        return kind == torch.bfloat16 and (products.supported() if self.products is None else self.products)
+
     def rewrite(self, program: Program, match: Match) -> None:
         within, calls = _within(program), list(program.calls())
+        multiplied = [
+            node for node in products.outside_attention(program) if node in within and self._rounds(_dtype(node))
+        ]
         results = {node: _dtype(node) for node in program.results if node is not None and node in within}
         for source in list(program.nodes):
             readers = [user for user in source.users if user in within]
@@ -126,6 +132,8 @@ class Upcast(Pass):
                 node.args, node.kwargs = tree_map(_widened, node.args), tree_map(_widened, node.kwargs)
                 node.meta["val"] = infer(node)
                 program.touch(node)
+        for node in multiplied:
+            products.round_factors(program, node)
 
 
 def _within(program: Program) -> set[fx.Node]:
@@ -145,11 +153,6 @@ def _is_half(node: fx.Node) -> bool:
 def _is_dense(value: Any) -> bool:
     """Whether a copy of a (fake) tensor has its strides."""
     return not isinstance(value, torch.Tensor) or torch.empty_like(value).stride() == value.stride()
-
-
-def _is_float(node: fx.Node) -> bool:
-    kind = _dtype(node)
-    return isinstance(kind, torch.dtype) and kind.is_floating_point
 
 
 def _dtype(node: fx.Node) -> Any:

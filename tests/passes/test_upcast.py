@@ -3,11 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from graphopt.ir.program import Program
 from graphopt.passes import FoldConstants, SimplifyIdentities, Upcast
 from graphopt.testing import Traced, check_pass, sketch, trace
 from tests.goldens import Golden
 
-ALWAYS = Upcast(always=True)
+ALWAYS = Upcast(always=True, products=False)
+ROUNDED = Upcast(always=True, products=True)
 LINEAR = "linear = ops.aten.linear.default(x, w, b)\nreturn (linear,)"
 
 
@@ -89,7 +91,8 @@ def test_refusals(body: str, reason: str) -> None:
 def test_instructions_for_the_type(monkeypatch: pytest.MonkeyPatch) -> None:
     program = sketch(LINEAR, x="bf16[4, 8]", w="weight bf16[6, 8]", b="weight bf16[6]").program
     monkeypatch.setitem(Upcast.find.__globals__["_HALVES"], torch.bfloat16, lambda: True)
-    assert check_pass(Upcast(), program).reasons == ["this CPU has instructions for torch.bfloat16"]
+    assert check_pass(Upcast(products=False), program).reasons == ["this CPU has instructions for torch.bfloat16"]
+    assert check_pass(Upcast(products=True), program).fired == 1
     monkeypatch.setitem(Upcast.find.__globals__["_HALVES"], torch.bfloat16, lambda: False)
     assert check_pass(Upcast(), program).fired == 1
 
@@ -130,3 +133,54 @@ def test_not_after_placing() -> None:
     assert check_pass(ALWAYS, before.rewritten(FoldConstants()).program).fired == 1  # nothing to place
     (reason,) = check_pass(ALWAYS, doubled.rewritten(FoldConstants()).program).reasons
     assert reason.startswith("it is placed in a stage already")
+
+
+def rounded(program: Program) -> list[str]:
+    """Nodes that are rounded to bfloat16 and widened again."""
+    copies = program.calls(torch.ops.aten._to_copy.default)
+    narrow = [node for node in copies if node.meta["val"].dtype == torch.bfloat16 and program.output not in node.users]
+    assert all(user.kwargs["dtype"] == torch.float32 for node in narrow for user in node.users)
+    return [node.all_input_nodes[0].name for node in narrow]
+
+
+def test_factors_of_products_are_rounded(golden: Golden) -> None:
+    class Layers(torch.nn.Module):
+        """Two layers read one value; a weight is computed; a product is by the user's will in float32."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8, bias=False)
+            self.conv = torch.nn.Conv2d(2, 3, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            hidden = torch.nn.functional.silu(x)
+            both = self.first(hidden) + torch.nn.functional.linear(hidden, self.second.weight * 0.5)
+            wide = hidden.float() @ self.second.weight.float()
+            return both, wide, self.conv(torch.tanh(x).view(1, 2, 4, 8))
+
+    before = trace(Layers().to(torch.bfloat16), torch.randn(8, 8, dtype=torch.bfloat16))
+    checked = check_pass(ROUNDED, before.program)
+    assert checked.fired == 1
+    assert rounded(checked.program) == ["silu", "mul", "view"]
+    assert rounded(check_pass(ROUNDED, checked.program).program) == ["silu", "mul", "view"]  # nothing is left to do
+    golden(Traced(checked.program).body)
+
+
+def test_attention_stays_in_float32() -> None:
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(q @ k.mT * 0.3, -1) @ v + q @ v
+
+    inputs = (torch.randn(2, 8, 8, dtype=torch.bfloat16) for _ in range(3))
+    before = trace(attend, *inputs)
+    checked = check_pass(ROUNDED, before.program)
+    assert checked.fired == 1 and rounded(checked.program) == []  # inputs are of bfloat16 to begin with
+    (softmax,) = checked.program.calls(torch.ops.aten.softmax.int)
+    assert [user.target for user in softmax.users] == [torch.ops.aten.matmul.default]
+
+
+def test_float16_is_not_rounded() -> None:
+    before = sketch(
+        "y = ops.aten.neg.default(x)\nlinear = ops.aten.linear.default(y, w)\nreturn (linear,)",
+        x="f16[4, 8]", w="weight f16[6, 8]",
+    )  # fmt: skip
+    assert rounded(check_pass(ROUNDED, before.program).program) == []

@@ -17,7 +17,7 @@ import tvm
 from tvm import tirx
 from tvm.ir import StringImm
 
-from . import vectormath
+from . import dot, vectormath
 from .emit import Kernel, c_function
 from .image import Image, MachineCode, linked
 from .isa import Isa
@@ -93,11 +93,17 @@ def compiled(isa: Isa, sequences: Sequence[Sequence[Call]]) -> Any:
     """TVM's module of some sequences of calls and their kernels: optimised, but not yet machine code."""
     kernels = {call.kernel.name: call.kernel for calls in sequences for call in calls}
     called = sorted(set().union(*(kernel.called for kernel in kernels.values())))
-    text = _RUNTIME + "".join(_LAUNCH.format(name=name) for name in kernels) + vectormath.source(called)
+    text = _RUNTIME + "".join(_LAUNCH.format(name=name) for name in kernels) + _functions(isa, called)
     functions = {name: kernel.function for name, kernel in kernels.items()}
     for number, calls in enumerate(sequences):
         functions[f"graphopt_run_{number}"] = _entry(f"graphopt_run_{number}", calls, text)
     return _lowered(tvm.IRModule(functions), isa)
+
+
+def _functions(isa: Isa, called: Sequence[tuple[str, int]]) -> str:
+    """LLVM's text of the functions that kernels call."""
+    products = [function for function in called if function[0] in dot.FUNCTIONS]
+    return vectormath.source(function for function in called if function not in products) + dot.source(products, isa)
 
 
 def _entry(name: str, calls: Sequence[Call], text: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...ir import products
 from ...ir.program import bind, val
 
 aten = torch.ops.aten
@@ -81,7 +82,7 @@ class Contraction:
 def contraction(node: fx.Node) -> Contraction | None:
     """What a node contracts, if it does nothing else."""
     bound = bind(node)
-    if node.target is aten.linear.default:
+    if node.target in (aten.linear.default, products.linear):
         rank = val(bound["input"]).ndim
         rows = string.ascii_lowercase[: rank - 1]
         return _contraction(bound["input"], bound["weight"], f"{rows}z", "yz", f"{rows}y", bound["bias"])

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from tvm import tirx
 
+from .dot import FLOAT32, Dot
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
@@ -200,12 +201,14 @@ def pad(
     isa: Isa,
     arguments: Sequence[str],
     read: Callable[[Emitter, Sequence[Buffer], tuple[Expr, Expr, Expr, Expr], Lanes | None], Expr],
+    dot: Dot = FLOAT32,
 ) -> Kernel:
     """A kernel that lays an input out; its last pointer shows to there.
 
     Parameters
     ----------
-    read : elements of the input: batch, channel, row, column.
+    read : elements of the input: batch, channel, row, column; of narrow numbers, groups of channels.
+    dot : what is multiplied.
     """
     g, lanes = layout.geometry, isa.lanes
     down, right = g.stride
@@ -216,9 +219,9 @@ def pad(
         whole, rest = divmod(layout.channel, lanes)
         if layout.padded:
             with emitter.loop(whole, "clear") as at:
-                emitter.store(buffers[-1], start + at * lanes, emitter.spread(0.0, lanes))
+                emitter.store(buffers[-1], start + at * lanes, dot.zero(emitter, lanes))
             with emitter.loop(rest, "clear") as at:
-                emitter.store(buffers[-1], start + whole * lanes + at, emitter.number(0.0))
+                emitter.store(buffers[-1], start + whole * lanes + at, dot.zero(emitter, 1))
         # With a stride, no tap reads the last rows and columns.
         with emitter.loop(min(g.height, layout.rows * down - g.padding[0]), "row") as row:
             y = row + g.padding[0]
@@ -265,11 +268,14 @@ class Sizes:
     Attributes
     ----------
     batch : how many images there are, each in a place of its own.
+    channels : of the input; of narrow numbers, groups of them.
+    dot : what is multiplied.
     """
 
     batch: int
     channels: int
     outputs: int
+    dot: Dot = FLOAT32
 
     def across(self, isa: Isa, source: Source) -> int:
         """Vectors of pixels of an image."""
@@ -290,7 +296,7 @@ def choices(isa: Isa, sizes: Sizes, source: Source) -> Space:
 
     def cost(schedule: Schedule) -> float:
         tiles = ceil(sizes.outputs / schedule.rows) * ceil(across / schedule.vectors)
-        return tiles * cycles(isa, schedule.rows, schedule.vectors, terms)
+        return tiles * cycles(isa, schedule.rows, schedule.vectors, terms, sizes.dot.latency)
 
     most = min(sizes.outputs, isa.registers)
     return space(isa, default, range(1, most + 1), range(1, min(across, isa.registers) + 1), cost)
@@ -316,7 +322,7 @@ def convolution(
     arguments : dtypes of the pointers; the last two show to the input and to the weight.
     finish : takes sums: batch, output channel, row, first column, the sums and the lanes; writes what becomes of them.
     """
-    cut = _Cut(isa, schedule, sizes.batch, sizes.channels, sizes.outputs, *source.pixels, len(source.taps))
+    cut = _Cut(isa, schedule, sizes.dot, sizes.batch, sizes.channels, sizes.outputs, *source.pixels, len(source.taps))
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         _Convolution(emitter, buffers, cut, source, finish).run(task)
@@ -366,6 +372,7 @@ class _Cut:
 
     isa: Isa
     schedule: Schedule
+    dot: Dot
     batch: int
     channels: int
     outputs: int
@@ -465,7 +472,7 @@ class _Convolution:
         in_runs(
             self.emitter,
             self.cut.channels,
-            TERMS // self.cut.taps,
+            TERMS // (self.cut.taps * self.cut.dot.terms),
             lambda start, count, fresh: self._add(number, places, start, count, fresh),
         )
 
@@ -483,7 +490,7 @@ class _Convolution:
                 for row, registers in enumerate(sums):
                     factor = emitter.let(emitter.load(weight, base + tap * cut.height + row, lanes, step=0), "factor")
                     for register, vector in zip(registers, pixels, strict=True):
-                        emitter.put(register, emitter.get(register) + factor * vector)
+                        emitter.put(register, cut.dot.added(emitter, emitter.get(register), factor, vector))
         for place, register in enumerate(itertools.chain(*sums)):
             value = emitter.get(register)
             known = emitter.load(self.block, place * lanes, lanes)

@@ -33,7 +33,7 @@ class Emitter:
     Attributes
     ----------
     isa : the CPU that the kernel is for.
-    called : names of the functions of `vectormath` that the kernel calls, by number of lanes.
+    called : names of the functions of `vectormath` and `dot` that the kernel calls, by number of lanes.
     scratches : allocations, which belong before the loop over tasks: TVM frees memory at the end of the function.
     """
 
@@ -156,9 +156,14 @@ class Emitter:
     def cast(self, value: Expr, dtype: str) -> Expr:
         """Numbers of another dtype. ``bool`` is float32 too: 1 where a number is not 0, and 0 where it is.
 
-        (A vector of truth values has no name in TVM 0.27: its analyzer fails on those of integers.)
+        (A vector of truth values has no name in TVM 0.27: its analyzer fails on those of integers.) ``uint16`` are
+        the bits of bfloat16.
         """
         own, lanes = dtype_of(value), lanes_of(value)
+        if own == "uint16" != dtype:
+            return self.cast(self.extern("bf16_wide", "float32", value), dtype)
+        if dtype == "uint16" != own:
+            return self.extern("bf16_bits", "uint16", self.cast(value, "float32"))
         if dtype == "bool":
             return self.truth(tirx.EQ(value, self.spread(tirx.const(0, own), lanes)), 0, 1)
         return value if own == dtype else tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
@@ -174,6 +179,15 @@ class Emitter:
         self.called.add((function, lanes))
         spread = [self.spread(value, lanes) for value in values]
         return tirx.call_pure_extern(_float(lanes), f"graphopt_{function}_{lanes}", *spread)
+
+    def extern(self, function: str, dtype: str, *values: Expr) -> Expr:
+        """A function of `dot` over numbers or vectors of equal lanes, and the dtype that it gives."""
+        lanes = max(map(lanes_of, values))
+        self.called.add((function, lanes))
+        result = dtype if lanes == 1 else f"{dtype}x{lanes}"
+        return tirx.call_pure_extern(
+            result, f"graphopt_{function}_{lanes}", *(self.spread(value, lanes) for value in values)
+        )
 
     def reduced(self, how: str, vector: Expr) -> Expr:
         """The sum of a vector's lanes, or the largest: ``sum`` or ``max``."""
@@ -195,7 +209,7 @@ class Kernel:
     ----------
     name : its symbol; kernels of one module have different ones.
     arguments : how many pointers it takes, in the order in which its body got buffers for them.
-    called : names of the functions of `vectormath` that it calls, by number of lanes.
+    called : names of the functions of `vectormath` and `dot` that it calls, by number of lanes.
     """
 
     name: str

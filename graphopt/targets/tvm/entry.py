@@ -98,7 +98,7 @@ def written(steps: Steps, image: Image, graph: fx.Graph) -> bytes:
         if isinstance(value, Panels):
             taps = {"taps": [value.rows, value.columns]} if isinstance(value, Turned) else {}
             lanes = {"lanes": value.lanes} if isinstance(value, Taps) else {}
-            return {"weight": at[value.weight], "size": value.size, **taps, **lanes}
+            return {"weight": at[value.weight], "size": value.size, "group": value.group, **taps, **lanes}
         return {"scratch": value.number, "floats": value.floats} if isinstance(value, Scratch) else at[value]
 
     def nodes(values: Sequence[fx.Node]) -> list[int]:
@@ -140,11 +140,11 @@ def read(entry: bytes, graph: fx.Graph) -> tuple[Steps, Image]:
             return found
         if "taps" in value:
             rows, columns = map(tuple, value["taps"])
-            return Turned(nodes[value["weight"]], value["size"], rows, columns)
+            return Turned(nodes[value["weight"]], value["size"], rows, columns, group=value["group"])
         if "lanes" in value:
-            return Taps(nodes[value["weight"]], value["size"], value["lanes"])
+            return Taps(nodes[value["weight"]], value["size"], value["lanes"], group=value["group"])
         if "weight" in value:
-            return Panels(nodes[value["weight"]], value["size"])
+            return Panels(nodes[value["weight"]], value["size"], group=value["group"])
         return Scratch(value["scratch"], value["floats"])
 
     made = Steps(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
+from .dot import FLOAT32, Dot
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
@@ -48,12 +49,19 @@ class Product:
     Attributes
     ----------
     batch : how many multiplications there are, each of its own rows and panels, one after the other in memory.
+    dot : what is multiplied.
     """
 
     rows: int
     columns: int
     terms: int
     batch: int = 1
+    dot: Dot = FLOAT32
+
+    @property
+    def groups(self) -> int:
+        """Of terms, that a lane takes at once."""
+        return self.dot.groups(self.terms)
 
 
 def formula(isa: Isa, product: Product) -> Schedule:
@@ -68,7 +76,7 @@ def formula(isa: Isa, product: Product) -> Schedule:
     if vectors * 2 < min(most, needed):
         vectors = min(most, needed)
     fitting = (isa.registers - vectors - 1) // vectors
-    work = task_of(product.batch * product.rows * product.columns * product.terms)
+    work = task_of(product.batch * product.rows * product.columns * product.groups)
     return Schedule(min(product.rows, fitting), vectors, work)
 
 
@@ -78,8 +86,10 @@ def choices(isa: Isa, product: Product) -> Space:
     def cost(schedule: Schedule) -> float:
         down, rest = divmod(product.rows, schedule.rows)
         panels = -(-product.columns // (schedule.vectors * isa.lanes))
-        whole = cycles(isa, schedule.rows, schedule.vectors, product.terms)
-        return panels * (down * whole + (cycles(isa, rest, schedule.vectors, product.terms) if rest else 0))
+        whole, some = (
+            cycles(isa, rows, schedule.vectors, product.groups, product.dot.latency) for rows in (schedule.rows, rest)
+        )
+        return panels * (down * whole + (some if rest else 0))
 
     needed = -(-product.columns // isa.lanes)
     rows, vectors = range(1, min(product.rows, isa.registers) + 1), range(1, min(needed, isa.registers) + 1)
@@ -101,12 +111,12 @@ def linear(
     ----------
     schedule : whose vectors make the columns of a panel.
     arguments : dtypes of the pointers; the last shows to the panels.
-    row : where a row of x lies: its buffer, and the offset of its first number; the others follow it.
+    row : where a row of x lies: its buffer, and the offset of its first group; the others follow it.
     finish : takes sums: the row, the first column, the sums and the lanes; writes what becomes of them.
     """
     form = Tiles(schedule.rows, schedule.vectors, isa.lanes)
     panels = -(-product.columns // form.columns)
-    work = product.terms * form.columns
+    work = product.groups * form.columns
     most = schedule.work // (work * form.rows)
     height = max(1, min(-(-product.rows // form.rows), most))  # tiles of a task, in rows
     width = max(1, min(panels, most // height))  # and in panels
@@ -146,22 +156,37 @@ def pack(
     ----------
     read : elements of the factor: of which multiplication, term, column, lanes.
     """
-    panels, lanes = -(-product.columns // columns), isa.lanes
+    panels, lanes, dot = -(-product.columns // columns), isa.lanes, product.dot
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         item, panel = emitter.let(tirx.floordiv(task, panels)), emitter.let(tirx.floormod(task, panels))
-        with emitter.loop(product.terms, "term") as term, emitter.loop(columns // lanes, "vector") as vector:
-            into = emitter.let((task * product.terms + term) * columns + vector * lanes, "into")
+
+        def group(number: Expr, count: int, column: Expr, at: Lanes | None) -> Expr:
+            """Groups with so many terms each, and zeros."""
+            first = number * dot.terms
+            found = [read(emitter, buffers, item, first + term, column, at) for term in range(count)]
+            zero = emitter.spread(0.0, lanes if at else 1)
+            return dot.group(emitter, [*found, *[zero] * (dot.terms - count)])
+
+        def write(number: Expr, count: int, vector: Expr) -> None:
+            into = emitter.let((task * product.groups + number) * columns + vector * lanes, "into")
             column = emitter.let(panel * columns + vector * lanes, "column")
             with emitter.when(column + lanes <= product.columns):
-                emitter.store(buffers[-1], into, read(emitter, buffers, item, term, column, vector_of(emitter, lanes)))
+                emitter.store(buffers[-1], into, group(number, count, column, vector_of(emitter, lanes)))
             if product.columns % columns:
                 with emitter.when(column + lanes > product.columns):
-                    emitter.store(buffers[-1], into, emitter.spread(0.0, lanes))
+                    emitter.store(buffers[-1], into, dot.zero(emitter, lanes))
                     if rest := product.columns % lanes:
                         with emitter.when(column < product.columns), emitter.loop(rest, "rest") as place:
-                            value = read(emitter, buffers, item, term, column + place, None)
-                            emitter.store(buffers[-1], into + place, value)
+                            emitter.store(buffers[-1], into + place, group(number, count, column + place, None))
+
+        whole, some = divmod(product.terms, dot.terms)
+        if whole:
+            with emitter.loop(whole, "term") as number, emitter.loop(columns // lanes, "vector") as vector:
+                write(number, dot.terms, vector)
+        if some:
+            with emitter.loop(columns // lanes, "vector") as vector:
+                write(tirx.const(whole, "int32"), some, vector)
 
     return kernel(name, isa, arguments, product.batch * panels, body)
 
@@ -185,7 +210,7 @@ def _tile(
     top = emitter.let(item * product.rows + first, "top") if product.batch > 1 else first
     sources = [row(emitter, buffers, top + number) for number in range(rows)]
     offsets = [emitter.let(offset, "x") for _, offset in sources]
-    base = emitter.let((item * whole + column) * product.terms, "panel")
+    base = emitter.let((item * whole + column) * product.groups, "panel")
 
     def add(start: Expr, count: int, fresh: bool) -> None:
         """Out of the registers into memory that can be indexed by a loop: what follows is code of its own size."""
@@ -196,12 +221,13 @@ def _tile(
             count,
             lambda number, term: emitter.load(sources[number][0], offsets[number] + start + term),
             lambda term, vector: emitter.load(panels, base + (start + term) * columns + vector * lanes, lanes),
+            product.dot,
         )
         for place, total in enumerate(itertools.chain(*sums)):
             known = emitter.load(block, place * lanes, lanes)
             emitter.store(block, place * lanes, total if fresh else known + total)
 
-    in_runs(emitter, product.terms, TERMS, add)
+    in_runs(emitter, product.groups, TERMS // product.dot.terms, add)
     rest = product.columns % lanes
     with emitter.loop(rows, "row") as number, emitter.loop(form.vectors, "vector") as vector:
         at = emitter.let(column + vector * lanes, "at")

@@ -18,12 +18,14 @@ class Isa:
     lanes : float32 numbers in a vector.
     registers : vector registers.
     cores : of the machine, as the system counts them: large tasks are cut so that none is left over.
+    bf16 : whether it multiplies bfloat16, 16 lanes of two (AVX512-BF16).
     """
 
     cpu: str
     lanes: int
     registers: int
     cores: int = 1
+    bf16: bool = False
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -60,7 +62,7 @@ def of(cpu: str) -> Isa:
         return bool(tvm.target.codegen.target_has_features(feature, target))
 
     if has("avx512f") and has("avx512vl"):
-        return Isa(cpu, 16, 32, cores)
+        return Isa(cpu, 16, 32, cores, has("avx512bf16"))
     if has("avx2") and has("fma"):
         return Isa(cpu, 8, 16, cores)
     return Isa(cpu, 4, 16, cores)

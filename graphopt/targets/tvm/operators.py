@@ -26,9 +26,10 @@ Index: TypeAlias = tuple[Expr, ...]
 _ZERO = tirx.const(0, "int32")
 
 
-# As which kernels read numbers from memory, by dtype; results are float32, int64 or bool.
+# As which kernels read numbers from memory, by dtype; results are float32, int64 or bool, and bfloat16 of conversions.
 STORED = {
     torch.float32: "float32",
+    torch.bfloat16: "uint16",  # its bits
     torch.float64: "float64",
     torch.int64: "int64",
     torch.int32: "int32",
@@ -742,10 +743,17 @@ def computed_in(node: fx.Node) -> str | None:
         return "float32"
     if result == torch.int64 and node.target in _WHOLE:
         return "int64"
+    if result == torch.bfloat16:
+        return "float32" if node.target in _CASTING else None
     return "bool" if result == torch.bool and node.target in _ANYTHING else None
 
 
 _NUMBERS = {torch.float32: "float32", torch.int64: "int64"}
+
+
+def narrowed(rule: Callable[..., Expr]) -> Callable[..., Expr]:
+    """A rule whose result is rounded to bfloat16; it stays float32."""
+    return lambda emitter, *operands: emitter.extern("bf16_rounded", "float32", rule(emitter, *operands))
 
 
 def is_pointwise(node: fx.Node) -> bool:

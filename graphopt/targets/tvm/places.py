@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
 from torch import fx
+from torch.nn.functional import pad
 
 from ...ir.program import val
 
 
 @dataclass(frozen=True)
 class Panels:
-    """A weight packed in panels of so many outputs: the columns of a linear layer, the channels of a convolution."""
+    """A weight packed in panels of so many outputs: the columns of a linear layer, the channels of a convolution.
+
+    Attributes
+    ----------
+    group : terms of a sum that lie together, of weights of narrow numbers.
+    """
 
     weight: fx.Node
     size: int
+    group: int = field(default=1, kw_only=True)
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight's numbers in the order in which the kernel reads them."""
-        return packed(weight, self.size)
+        return packed(weight, self.size, self.group)
 
     @property
     def numbers(self) -> int:
@@ -42,7 +49,7 @@ class Turned(Panels):
     columns: tuple[int, ...]
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        return packed(weight.transpose(0, 1)[:, :, list(self.rows)][..., list(self.columns)], self.size)
+        return packed(weight.transpose(0, 1)[:, :, list(self.rows)][..., list(self.columns)], self.size, self.group)
 
     @property
     def numbers(self) -> int:
@@ -67,7 +74,7 @@ class Taps(Panels):
         whole = weight.new_zeros(count * self.size, *weight.shape[1:])
         whole[:outputs] = weight
         found = whole.view(count, self.size, inputs, -1).permute(0, 3, 2, 1).reshape(count, -1, width)
-        return torch.nn.functional.pad(found, (0, -width % self.lanes))
+        return pad(found, (0, -width % self.lanes))
 
 
 @dataclass(frozen=True)
@@ -100,19 +107,27 @@ class Launch:
         return self.kernel.removeprefix("graphopt_")
 
 
-def packed(weight: torch.Tensor, columns: int) -> torch.Tensor:
-    """A weight, [N, *K], in panels, [N / columns rounded up, K, columns], with zeros where there is none."""
+def packed(weight: torch.Tensor, columns: int, group: int = 1) -> torch.Tensor:
+    """A weight, [N, K, *taps], in panels, [N / columns, K / group · taps, columns, group].
+
+    Quotients are rounded up, and there are zeros where there is none. Panels of single terms have no last dimension.
+    """
+    if group > 1:
+        weight = pad(weight.reshape(*weight.shape[:2], -1), (0, 0, 0, -weight.shape[1] % group))
+        weight = weight.unflatten(1, (-1, group)).transpose(2, 3)
     weight = weight.flatten(1)
     count = -(-weight.shape[0] // columns)
     whole = torch.zeros(count * columns, weight.shape[1], dtype=weight.dtype)
     whole[: weight.shape[0]] = weight
-    return whole.view(count, columns, weight.shape[1]).transpose(1, 2).contiguous()
+    if group == 1:
+        return whole.view(count, columns, weight.shape[1]).transpose(1, 2).contiguous()
+    return whole.view(count, columns, -1, group).transpose(1, 2).contiguous()
 
 
 def size_of(place: Place) -> int:
     """Bytes that a place takes."""
     if isinstance(place, Panels):
-        return 4 * place.numbers
+        return int(val(place.weight).element_size()) * place.numbers
     if isinstance(place, Scratch):
         return 4 * place.floats
     value = val(place)

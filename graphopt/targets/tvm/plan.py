@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...ir import winograd
+from ...ir import products, winograd
 from ...ir.program import bind, val
 from .contraction import contraction
 from .operators import (
@@ -114,7 +114,7 @@ def plan(graph: fx.Graph) -> Plan:
 _IN_ROWS = ("linear", "layer_norm", "rms_norm", "softmax")  # written row by row, whatever the leading dimensions
 _FUSING = (
     *(*_IN_ROWS, "conv2d", "winograd", "group_norm", "convolution", "grouped_convolution", "transposed_convolution"),
-    *("contraction", "reduction", "softmax_across", "layer_norm_of_blocks"),
+    *("narrow_conv2d", "contraction", "reduction", "softmax_across", "layer_norm_of_blocks"),
 )
 
 
@@ -140,9 +140,15 @@ def _floats(*values: Any) -> bool:
     return all(value is None or (isinstance(value, fx.Node) and is_float(val(value))) for value in values)
 
 
+def _narrow(*values: fx.Node) -> bool:
+    return all(is_tensor(val(value)) and val(value).dtype == torch.bfloat16 for value in values)
+
+
 def _linear(node: fx.Node, bound: dict[str, Any]) -> bool | str:
-    weight = bound["weight"]
-    if not _floats(bound["input"], weight, bound["bias"]) or val(weight).ndim != 2 or not val(weight).numel():
+    weight, factors = bound["weight"], _narrow if node.target is products.linear else _floats
+    if not factors(bound["input"], weight) or not _floats(bound["bias"]):
+        return False
+    if val(weight).ndim != 2 or not val(weight).numel():
         return False
     if not val(bound["input"]).ndim:
         return False
@@ -151,7 +157,10 @@ def _linear(node: fx.Node, bound: dict[str, Any]) -> bool | str:
 
 def _contraction(node: fx.Node, bound: dict[str, Any]) -> bool:
     found = contraction(node)
-    return found is not None and _floats(found.left, found.right, found.bias) and found.terms > 0
+    if found is None or not found.terms:
+        return False
+    factors = _narrow if node.target is products.matmul else _floats
+    return factors(found.left, found.right) and _floats(found.bias)
 
 
 def _last_alone(bound: dict[str, Any]) -> bool:
@@ -186,6 +195,13 @@ def _convolves(bound: dict[str, Any], dims: int) -> bool:
     if not _floats(bound["input"], weight, bound["bias"]) or weight.op not in ("placeholder", "get_attr"):
         return False
     return bool(val(bound["input"]).ndim == 2 + dims and val(weight).numel())
+
+
+def _narrow_conv2d(node: fx.Node, bound: dict[str, Any]) -> bool:
+    weight = bound["weight"]
+    if not _narrow(bound["input"], weight) or not _floats(bound["bias"]):
+        return False
+    return weight.op in ("placeholder", "get_attr") and val(bound["input"]).ndim == 4 and val(weight).numel() > 0
 
 
 def _transposed(node: fx.Node, bound: dict[str, Any]) -> bool:
@@ -251,6 +267,8 @@ _KINDS: dict[Any, tuple[str, Any]] = {
     aten.conv2d.default: ("conv2d", _conv2d),
     aten.group_norm.default: ("group_norm", _group_norm),
     winograd.conv2d: ("winograd", _winograd),
+    products.linear: ("linear", _linear),
+    products.conv2d: ("narrow_conv2d", _narrow_conv2d),
     aten.rms_norm.default: ("rms_norm", _rms_norm),
     aten.softmax.int: ("softmax", _softmax),
     aten._softmax.default: ("softmax", _softmax),
@@ -264,7 +282,7 @@ _KINDS: dict[Any, tuple[str, Any]] = {
     **dict.fromkeys(
         (
             *(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default),
-            aten.einsum.default,
+            *(aten.einsum.default, products.matmul),
         ),
         ("contraction", _contraction),
     ),
@@ -366,6 +384,7 @@ _READING_ONCE = frozenset(
             "softmax",
             "cat",
             "conv2d",
+            "narrow_conv2d",
             "winograd",
             "stack",
             "pad",

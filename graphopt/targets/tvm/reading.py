@@ -30,6 +30,7 @@ from .operators import (
     computed_in,
     is_pointwise,
     looked_up,
+    narrowed,
     view_source,
     weighted,
 )
@@ -152,7 +153,8 @@ class Tree:
             self.of(value, self._index(node, name, value, index)) if isinstance(value, fx.Node) else value
             for name, value in bound.items()
         ]
-        return Apply(POINTWISE[node.target], tuple(operands), dtype)
+        rule = POINTWISE[node.target]
+        return Apply(narrowed(rule) if val(node).dtype == torch.bfloat16 else rule, tuple(operands), dtype)
 
     def _index(self, node: fx.Node, name: str, operand: fx.Node, index: Index) -> Index:
         """Where an operand's element lies for the element of a pointwise operation: broadcast, or of its channel."""
@@ -248,7 +250,7 @@ class Reader:
         found = self.given.get(leaf.node)
         if found is None:
             found = self.load(self.buffers[leaf.node], offset(leaf), lanes)
-            if val(leaf.node).dtype == torch.bool:
+            if val(leaf.node).dtype in (torch.bool, torch.bfloat16):
                 found = self.emitter.cast(found, "float32")
         return found
 

@@ -15,8 +15,8 @@ from .isa import Isa
 
 _FORMS = 12  # tiles of other forms that a search tries
 _PARTS = (0.25, 4.0)  # of the formula's task, that it tries
-# Of a core: products and sums of vectors, and vectors read, per cycle; cycles until a sum can be added to again.
-_SUMS, _READS, _LATENCY = 2, 2, 4
+# Of a core: products and sums of vectors, and vectors read, per cycle.
+_SUMS, _READS = 2, 2
 _FIRST = 32 << 10, 32  # bytes of the first cache, and those that the second one gives per cycle
 
 
@@ -27,7 +27,7 @@ class Schedule:
     Attributes
     ----------
     rows, vectors : of the tile whose sums are in registers: one number of a factor per row, vectors of the other.
-    work : multiplications of a task, as far as whole tiles allow it.
+    work : multiplications of a task, as far as whole tiles allow it; of narrow numbers a group counts as one.
     """
 
     rows: int
@@ -91,9 +91,15 @@ def space(
     return Space(default, tuple(forms), tuple(work for work in works if work != default.work))
 
 
-def cycles(isa: Isa, rows: int, vectors: int, terms: int) -> float:
-    """Of a core, that the sums of a tile take: products, vectors read, latency, or the second cache."""
-    term = max(rows * vectors / _SUMS, (rows + vectors) / _READS, _LATENCY)
+def cycles(isa: Isa, rows: int, vectors: int, terms: int, latency: int = 4) -> float:
+    """Of a core, that the sums of a tile take: products, vectors read, latency, or the second cache.
+
+    Parameters
+    ----------
+    terms : of a sum; of narrow numbers, groups of them, which take an instruction each as well.
+    latency : until a sum can be added to again.
+    """
+    term = max(rows * vectors / _SUMS, (rows + vectors) / _READS, latency)
     floats = rows + vectors * isa.lanes
     size, speed = _FIRST
     return terms * (max(term, 4 * floats / speed) if 4 * floats * terms > size else term)

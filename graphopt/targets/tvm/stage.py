@@ -16,16 +16,19 @@ from torch.fx.node import map_arg
 from tvm import tirx
 from tvm.sym import Analyzer
 
+from ...ir import products
+from ...ir import winograd as winograd_
 from ...ir.program import bind, val
 from . import attention, conv, depthwise, elementwise, gemm, norm, reduction, winograd
 from .contraction import BROADCAST, Contraction, contraction
+from .dot import BFLOAT16, FLOAT32, Dot
 from .emit import Buffer, Emitter, Expr, Kernel
 from .emit import lanes_of as lanes_in
 from .isa import Isa
 from .operators import STORED, Index, broadcast, pads, pair, unflattened
 from .places import Launch, Panels, Place, Scratch, Taps, Turned
 from .plan import Group, plan
-from .reading import Lanes, Layout, Leaf, Reader, Tree, lanes_of, strides_of, vector_of
+from .reading import Lanes, Layout, Leaf, Reader, Tree, lanes_of, strides_of, substituted, vector_of
 from .reading import reads as reads_of
 from .schedule import TORCH, Choice, Schedule, Space
 
@@ -62,6 +65,10 @@ class Builder:
         self.made += 1
         return f"graphopt_{kind}_{self.made}"
 
+    def named(self, kind: str, dot: Dot) -> str:
+        """A name that says what is multiplied, if not float32."""
+        return self.name(kind if dot == FLOAT32 else f"{kind}_{dot.name}")
+
     def launch(self, kernel: Kernel, pointers: Sequence[Place]) -> None:
         self.kernels[kernel.name] = kernel
         self.launches.append(Launch(kernel.name, tuple(pointers)))
@@ -70,7 +77,7 @@ class Builder:
         """The launches that compute a group. Groups that differ only in which memory they touch share kernels."""
         signature, numbers, computed = self._signature(group)
         if signature not in self.known:
-            self.launches, self._asking = [], (_digest(signature), group.kind != "winograd")
+            self.launches, self._asking = [], (_digest(signature), _torch_has(group.anchor))
             _RULES[group.kind](self, group)
             self.known[signature] = self.launches, {number: node for node, number in numbers.items()}
         launches, nodes = self.known[signature]
@@ -183,26 +190,29 @@ class Builder:
         found = contraction(group.anchor)
         assert found is not None
         sum_ = found
-        left, bias, weight = sum_.left, sum_.bias, group.kind == "linear"
-        product = gemm.Product(sum_.rows, sum_.columns, sum_.terms, sum_.batch)
+        left, bias, weight, dot = sum_.left, sum_.bias, group.kind == "linear", _dot(sum_.left)
+        product = gemm.Product(sum_.rows, sum_.columns, sum_.terms, sum_.batch, dot)
         schedule = self.scheduled(gemm.choices(self.isa, product))
         wide = schedule.vectors * self.isa.lanes
         rows = sum_.batch_letters + sum_.row_letters
-        laid, strides = self._in_rows(sum_)
-        panels: Place = Panels(sum_.right, wide)
+        laid, strides = self._in_rows(sum_, dot)
+        direct = isinstance(laid, fx.Node) and dot == FLOAT32  # the epilogue may read it as what it is
+        panels: Place = Panels(sum_.right, wide, group=dot.terms)
         if not weight:
             panels = self._packed(group, sum_, product, wide)
-        after = After(self, group, self.layout, [bias] if bias is not None else [], [] if laid else [left])
+        after = After(self, group, self.layout, [bias] if bias is not None else [], [left] if direct else [])
 
         def row(emitter: Emitter, buffers: Sequence[Buffer], number: Expr) -> tuple[Buffer, Expr]:
             places = _places(sum_, rows, number) | dict.fromkeys(sum_.term_letters, tirx.const(0, "int32"))
             index = _index(sum_.left_dims, places)
-            if laid:
+            buffer = buffers[-2]
+            if isinstance(laid, Scratch):
                 offset = sum((entry * stride for entry, stride in zip(index, strides, strict=True)), start=index[0] * 0)
-                return buffers[-2], emitter.analyzer.simplify(offset)
-            leaf = Tree(self.layout, emitter.analyzer).of(left, index)
-            assert isinstance(leaf, Leaf)
-            return after.buffer(buffers, leaf.node), leaf.offset
+            else:
+                leaf = Tree(self.layout, emitter.analyzer).of(left, index)
+                assert isinstance(leaf, Leaf)
+                offset, buffer = leaf.offset, after.buffer(buffers, leaf.node) if direct else buffer
+            return buffer, emitter.analyzer.simplify(tirx.floordiv(offset, dot.terms))
 
         def finish(
             emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, value: Expr, lanes: Lanes | None
@@ -217,12 +227,16 @@ class Builder:
                 value = emitter.let(value + after.value(emitter, buffers, bias, shared, lanes))
             after.write(emitter, buffers, index, value, lanes)
 
-        pointers: list[Place] = [*after.pointers, *([laid] if laid else []), panels]
-        name = self.name(group.kind)
-        self.launch(gemm.linear(name, self.isa, product, schedule, stored(pointers), row, finish), pointers)
+        name, packed = self.named(group.kind, dot), [*([] if direct else [laid]), panels]
+        pointers: list[Place] = [*after.pointers, *packed]
+        types = [*stored(after.pointers), *[dot.stored] * len(packed)]
+        self.launch(gemm.linear(name, self.isa, product, schedule, types, row, finish), pointers)
 
-    def _in_rows(self, found: Contraction) -> tuple[Scratch | None, tuple[int, ...]]:
-        """Where the left factor is copied to and with which strides, if its terms do not lie next to each other."""
+    def _in_rows(self, found: Contraction, dot: Dot) -> tuple[fx.Node | Scratch, tuple[int, ...]]:
+        """The node in whose memory groups of the left factor's terms lie next to each other.
+
+        If there is none, where it is copied to, and with which strides, in elements.
+        """
         letters = dict.fromkeys(dim for dim in found.left_dims if dim != BROADCAST)
         places: dict[str, Expr] = {
             letter: tirx.Var(letter, "int32") if found.sizes[letter] != 1 else tirx.const(0, "int32")
@@ -230,19 +244,25 @@ class Builder:
         }
         leaf = Tree(self.layout, Analyzer()).of(found.left, _index(found.left_dims, places))
         terms = [letter for letter in found.term_letters if found.sizes[letter] != 1]
-        if type(leaf) is Leaf and not terms:
-            return None, ()
-        if type(leaf) is Leaf and len(terms) == 1:
-            term = Lanes(places[terms[0]], 1)
-            if lanes_of(Analyzer(), leaf.offset, term)[1] == 1:
-                return None, ()
+        if type(leaf) is Leaf and len(terms) < 2 and found.terms % dot.terms == 0:
+            first = substituted(leaf.offset, {places[term]: 0 for term in terms})
+            whole = Analyzer().can_prove_equal(tirx.floormod(first, dot.terms), 0)
+            if whole and all(lanes_of(Analyzer(), leaf.offset, Lanes(places[term], 1))[1] == 1 for term in terms):
+                return leaf.node, ()
         steps, step = {BROADCAST: 0}, 1
-        for letter in reversed(found.batch_letters + found.row_letters + found.term_letters):
+        for letter in reversed(found.term_letters):
+            steps[letter] = step
+            step *= found.sizes[letter]
+        step = dot.groups(step) * dot.terms
+        for letter in reversed(found.batch_letters + found.row_letters):
             steps[letter] = step
             step *= found.sizes[letter]
         strides = tuple(steps[letter] for letter in found.left_dims)
+        laid = self.take(step // dot.terms)
+        if found.terms % dot.terms:
+            filled = elementwise.filled(self.name("fill"), self.isa, laid.floats, dot.stored, 0)
+            self.launch(filled, [laid])
         kernel, reads = elementwise.pointwise(self.name("copy"), self.isa, found.left, self.layout, strides)
-        laid = self.take(step)
         self.launch(kernel, [*reads, laid])
         return laid, strides
 
@@ -250,7 +270,7 @@ class Builder:
         """A computed second factor in panels."""
         before = After(self, group, self.layout, [], [found.right])
         reads = list(before.pointers[:-1])
-        panels = self.take(product.batch * -(-product.columns // columns) * columns * product.terms)
+        panels = self.take(product.batch * -(-product.columns // columns) * columns * product.groups)
 
         def read(
             emitter: Emitter, buffers: Sequence[Buffer], item: Expr, term: Expr, column: Expr, lanes: Lanes | None
@@ -260,7 +280,8 @@ class Builder:
             return before.value(emitter, buffers, found.right, _index(found.right_dims, places), lanes)
 
         pointers: list[Place] = [*reads, panels]
-        kernel = gemm.pack(self.name("pack"), self.isa, product, columns, stored(pointers), read)
+        types = [*stored(reads), product.dot.stored]
+        kernel = gemm.pack(self.named("pack", product.dot), self.isa, product, columns, types, read)
         self.launch(kernel, pointers)
         return panels
 
@@ -295,23 +316,41 @@ class Builder:
         batch, channels, height, width = val(source).shape
         stride, padding, dilation = (pair(bound[name]) for name in ("stride", "padding", "dilation"))
         outputs, _, *kernel = val(weight).shape
-        g = conv.Geometry(batch, channels, height, width, outputs, (kernel[0], kernel[1]), stride, padding, dilation)
+        dot = _dot(source)
+        together = dot.groups(channels)
+        g = conv.Geometry(batch, together, height, width, outputs, (kernel[0], kernel[1]), stride, padding, dilation)
         layout = conv.Layout(g, self.isa.lanes)
         before = After(self, group, self.layout, [], [source])
         reads = list(before.pointers[:-1])
         laid = self.take(layout.size)
 
         def read(emitter: Emitter, buffers: Sequence[Buffer], index: Index, lanes: Lanes | None) -> Expr:
-            return before.value(emitter, buffers, source, index, lanes)
+            if dot == FLOAT32:
+                return before.value(emitter, buffers, source, index, lanes)
+            batch, channel, *pixel = index
 
-        self.launch(conv.pad(self.name("pad"), layout, self.isa, ["float32"] * (len(reads) + 1), read), [*reads, laid])
+            def term(number: int) -> Expr:
+                """Of a group; beyond the last channel there are zeros."""
+                own = emitter.let(channel * dot.terms + number, "channel")
+                if number <= (channels - 1) % dot.terms:
+                    return before.value(emitter, buffers, source, (batch, own, *pixel), lanes)
+                safe, count = emitter.let(tirx.min(own, channels - 1), "safe"), lanes.count if lanes else 1
+                if isinstance(safe, tirx.Var):
+                    emitter.bound(safe, channels)
+                value = before.value(emitter, buffers, source, (batch, safe, *pixel), lanes)
+                return tirx.Select(emitter.spread(own < channels, count), value, emitter.spread(0.0, count))
+
+            return dot.group(emitter, [term(number) for number in range(dot.terms)])
+
+        types = [*stored(reads), dot.stored]
+        self.launch(conv.pad(self.named("pad", dot), layout, self.isa, types, read, dot), [*reads, laid])
         after, finish = self._sums(group, g, layout, bias, lambda index: index)
         taps = tuple(layout.tap(row, column) for row in range(kernel[0]) for column in range(kernel[1]))
-        where = conv.Source(channels * layout.channel, layout.channel, layout.columns, taps, layout.pixels)
-        sizes = conv.Sizes(batch, channels, outputs)
+        where = conv.Source(together * layout.channel, layout.channel, layout.columns, taps, layout.pixels)
+        sizes = conv.Sizes(batch, together, outputs, dot)
         schedule = self.scheduled(conv.choices(self.isa, sizes, where))
-        pointers: list[Place] = [*after.pointers, laid, Panels(weight, schedule.rows)]
-        name, types = self.name("conv2d"), ["float32"] * len(pointers)
+        pointers: list[Place] = [*after.pointers, laid, Panels(weight, schedule.rows, group=dot.terms)]
+        name, types = self.named("conv2d", dot), [*stored(after.pointers), dot.stored, dot.stored]
         self.launch(conv.convolution(name, self.isa, sizes, where, schedule, types, finish), pointers)
 
     def winograd(self, group: Group) -> None:
@@ -328,7 +367,7 @@ class Builder:
         def read(emitter: Emitter, buffers: Sequence[Buffer], index: Index, lanes: Lanes | None) -> Expr:
             return before.value(emitter, buffers, source, index, lanes)
 
-        types = ["float32"] * (len(reads) + 1)
+        types = [*stored(reads), "float32"]
         self.launch(winograd.transform(self.name("winograd_input"), shape, types, read), [*reads, laid])
         after = After(self, group, self.layout, [bias] if bias is not None else [], [])
 
@@ -338,7 +377,7 @@ class Builder:
             after.write(emitter, buffers, (*index[:3], _at(index[3], lanes)), emitter.let(value), lanes)
 
         pointers: list[Place] = [*after.pointers, laid, Taps(weight, shape.height, self.isa.lanes)]
-        name, types = self.name("winograd"), ["float32"] * len(pointers)
+        name, types = self.name("winograd"), stored(pointers)
         self.launch(winograd.product(name, shape, types, finish), pointers)
 
     def group_norm(self, group: Group) -> None:
@@ -699,6 +738,7 @@ _RULES: dict[str, Callable[[Builder, Group], None]] = {
     "pointwise": Builder.pointwise,
     "cat": Builder.cat,
     "conv2d": Builder.conv2d,
+    "narrow_conv2d": Builder.conv2d,
     "contraction": Builder.contraction,
     "convolution": Builder.convolution,
     "grouped_convolution": Builder.convolution,
@@ -812,6 +852,16 @@ def _apart(value: torch.Tensor) -> tuple[int, ...]:
 def stored(pointers: Sequence[Place]) -> list[str]:
     """Dtypes of what pointers show to."""
     return [STORED[val(place).dtype] if isinstance(place, fx.Node) else "float32" for place in pointers]
+
+
+def _dot(factor: fx.Node) -> Dot:
+    """How a product multiplies, by what it multiplies."""
+    return BFLOAT16 if val(factor).dtype == torch.bfloat16 else FLOAT32
+
+
+def _torch_has(anchor: fx.Node) -> bool:
+    """Whether torch has an operator for what a group is around."""
+    return anchor.target not in (winograd_.conv2d, products.linear, products.matmul, products.conv2d)
 
 
 def _digest(signature: Hashable) -> str:

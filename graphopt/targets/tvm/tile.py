@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tvm import tirx
 
+from .dot import FLOAT32, Dot
 from .emit import Emitter, Expr
 
 TERMS = 576  # of a running sum, which then goes to a total
@@ -37,6 +38,7 @@ def tile(
     depth: Expr | int,
     a: Callable[[int, Expr], Expr],
     b: Callable[[Expr, int], Expr],
+    dot: Dot = FLOAT32,
 ) -> list[list[Expr]]:
     """sums[row][vector] = Σₖ a(row, k) · b(k, vector)
 
@@ -45,9 +47,10 @@ def tile(
     Parameters
     ----------
     rows, vectors : the tile's size; a vector has the CPU's lanes.
-    depth : how many k there are.
+    depth : how many k there are; of narrow numbers, how many groups of them.
     a : one number per row, in all lanes or as a number.
     b : a vector, read once per k.
+    dot : what is multiplied.
     """
     lanes = emitter.isa.lanes
     sums = [[emitter.register(emitter.spread(0.0, lanes), "sum") for _ in range(vectors)] for _ in range(rows)]
@@ -56,7 +59,7 @@ def tile(
         for number, row in enumerate(sums):
             factor = emitter.let(emitter.spread(a(number, k), lanes), "a")
             for register, vector in zip(row, others, strict=True):
-                emitter.put(register, emitter.get(register) + factor * vector)
+                emitter.put(register, dot.added(emitter, emitter.get(register), factor, vector))
     return [[emitter.let(emitter.get(register), "sum") for register in row] for row in sums]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...ir import products
 from ...ir.cost import node_cost
 from ...ir.effects import is_view
 from .build import Call, Library
+from .dot import BFLOAT16, FLOAT32, Dot
 from .emit import Buffer, Emitter, Expr, kernel
 from .isa import detect
 from .places import Launch, size_of
@@ -31,6 +33,7 @@ class KernelTime:
     flops : of the nodes that it computes; 0 where another kernel of the same nodes counts them.
     bytes : that the arguments of its calls have; what several arguments share is counted several times.
     computes : the operators, in order; empty where it lays out what the next kernel reads.
+    multiplies : what its products are of, f32 or bf16.
     """
 
     name: str
@@ -39,10 +42,15 @@ class KernelTime:
     flops: int
     bytes: int
     computes: str
+    multiplies: str = FLOAT32.name
 
-    def to_dict(self, peak: float) -> dict[str, Any]:
-        """Plain data."""
-        return {**asdict(self), "share_of_peak": self.flops / self.seconds / peak}
+    def to_dict(self, peaks: Mapping[str, float]) -> dict[str, Any]:
+        """Plain data, with peaks by what is multiplied."""
+        return {**asdict(self), "share_of_peak": self.share(peaks)}
+
+    def share(self, peaks: Mapping[str, float]) -> float:
+        """Of the peak of what is multiplied."""
+        return self.flops / self.seconds / peaks[self.multiplies]
 
 
 def measure(code: Code, values: Sequence[Any], rounds: int) -> list[KernelTime]:
@@ -58,6 +66,7 @@ def measure(code: Code, values: Sequence[Any], rounds: int) -> list[KernelTime]:
             sum(int(node_cost(node).flops) for launch, _ in some for node in launch.computes),
             sum(size_of(place) for launch, _ in some for place in launch.pointers),
             _operators(some[0][0]),
+            _dot(some[0][0]).name,
         )
         for name, some in found.items()
     ]
@@ -67,6 +76,16 @@ def measure(code: Code, values: Sequence[Any], rounds: int) -> list[KernelTime]:
 def _operators(launch: Launch) -> str:
     names = [getattr(node.target, "_opname", str(node.target)) for node in launch.computes if not is_view(node)]
     return " + ".join(reversed(names))
+
+
+def _dot(launch: Launch) -> Dot:
+    return BFLOAT16 if any(node.target in products.NARROW.values() for node in launch.computes) else FLOAT32
+
+
+def peaks(kernels: Sequence[KernelTime]) -> dict[str, float]:
+    """The peak of each kind of product among some kernels, and of float32, in FLOP/s."""
+    used = {FLOAT32.name, *(entry.multiplies for entry in kernels)}
+    return {dot.name: peak(dot) for dot in (FLOAT32, BFLOAT16) if dot.name in used}
 
 
 @cache
@@ -93,7 +112,7 @@ def bandwidth(size: int, threads: int) -> float:
 
 
 @cache
-def peak() -> float:
+def peak(dot: Dot = FLOAT32) -> float:
     """FLOP/s of all of torch's threads: multiplying and adding in registers, what is read lying in the first cache."""
     isa, terms, repeats = detect(), 256, 64
     rows, columns = isa.tile
@@ -108,13 +127,14 @@ def peak() -> float:
                 terms,
                 lambda row, k: emitter.load(buffers[0], k * rows + row),
                 lambda k, vector: emitter.load(buffers[1], k * columns + vector * isa.lanes, isa.lanes),
+                dot,
             )
             for place, total in enumerate(value for row in sums for value in row):
                 emitter.store(buffers[2], task * (rows * columns) + place * isa.lanes, total)
 
-    library = Library(isa, [[Call(kernel("graphopt_peak", isa, ["float32"] * 3, tasks, body), 0)]])
+    library = Library(isa, [[Call(kernel("graphopt_peak", isa, [dot.stored, dot.stored, "float32"], tasks, body), 0)]])
     memory = torch.ones(terms * rows), torch.ones(terms * columns), torch.empty(tasks * rows * columns)
-    return 2 * rows * columns * terms * repeats * tasks / _least(library, memory)
+    return 2 * rows * columns * terms * dot.terms * repeats * tasks / _least(library, memory)
 
 
 def _least(library: Library, memory: Sequence[torch.Tensor]) -> float:

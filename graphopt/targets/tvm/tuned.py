@@ -30,8 +30,8 @@ NAME = "tuned-1.sqlite"  # the number is that of the tables
 _PATIENCE = 10  # seconds to wait for another process that writes
 # What decides how fast a schedule is.
 _SOURCES = (
-    "attention", "contraction", "conv", "emit", "gemm", "isa", "operators", "plan", "reading", "schedule", "stage",
-    "tile", "vectormath", "winograd",
+    "attention", "contraction", "conv", "dot", "emit", "gemm", "isa", "operators", "plan", "reading", "schedule",
+    "stage", "tile", "vectormath", "winograd",
 )  # fmt: skip
 _TABLES = """
 CREATE TABLE IF NOT EXISTS kernels (

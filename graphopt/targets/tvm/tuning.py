@@ -213,8 +213,9 @@ def _agree(result: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether results are the same but for rounding."""
     if not result.is_floating_point():
         return torch.equal(result, expected)
+    error = max(_ERROR, torch.finfo(expected.dtype).eps)  # a sum of bfloat16 may be rounded the other way
     size = float(expected[expected.isfinite()].abs().amax()) if expected.isfinite().any() else 0.0
-    return torch.allclose(result, expected, rtol=0.0, atol=_ERROR * size, equal_nan=True)
+    return torch.allclose(result, expected, rtol=0.0, atol=error * size, equal_nan=True)
 
 
 def _subjects(code: Code, values: Sequence[Any]) -> list[Subject]:
