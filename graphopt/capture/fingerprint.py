@@ -12,6 +12,7 @@ from __future__ import annotations
 import _thread
 import enum
 import functools
+import gc
 import hashlib
 import inspect
 import os
@@ -70,11 +71,14 @@ class Executed:
 
     def __init__(self) -> None:
         self.complete = False
+        self._collects = False
         self._seen: dict[types.CodeType, tuple[dict[str, Any], dict[str, Any]]] = {}
 
     def __enter__(self) -> Executed:
         self.complete = sys.getprofile() is None
         if self.complete:
+            self._collects = gc.isenabled()
+            gc.disable()  # what a collection happens to finalise is no part of the call
             sys.setprofile(self._see)
         return self
 
@@ -83,6 +87,8 @@ class Executed:
             self.complete = sys.getprofile() == self._see
             if self.complete:
                 sys.setprofile(None)
+            if self._collects:
+                gc.enable()
 
     def _see(self, frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "c_call":

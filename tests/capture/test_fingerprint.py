@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cProfile
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -264,3 +265,32 @@ def test_the_same_in_other_processes(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", TELL], env=environment, text=True, capture_output=True, check=True)
         digests.add(done.stdout.split()[-1])
     assert len(digests) == 1 and "None" not in digests
+
+
+def test_what_a_collection_finalises_during_a_call_does_not_count() -> None:
+    finalised = []
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.own = self
+
+        def __del__(self) -> None:
+            finalised.append(1)
+
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(3):
+                cycle: list[object] = [[] for _ in range(2000)]  # enough for a collection to be due
+                cycle.append(cycle)
+            return x + 1
+
+    before = gc.get_threshold()
+    gc.set_threshold(100)
+    try:
+        with Executed() as executed:
+            Cycle()
+            Net()(torch.ones(2))
+        assert finalised == [] and gc.isenabled()
+        assert "__del__" not in [code.co_name for code, *_ in executed.functions()]
+    finally:
+        gc.set_threshold(*before)
