@@ -62,9 +62,9 @@ generated: tuple[Pass, ...] = (
     *_shorten,  # before merging: layers are joined at the size that they will have
     MergeLinears(),  # after merging values: linears share an input only once equal inputs are one
     NarrowProducts(),  # after merging, which joins layers of float32; before Winograd, which would add up pixels
-    Winograd(),  # before placing: a weight is transformed in the weights stage
+    Winograd(),
     RemoveDead(),  # from here on as in other pipelines
-    FoldConstants(max_bytes=4 << 30),  # with room for transformed weights, which are larger
+    FoldConstants(max_bytes=4 << 30),  # with room for all weights, widened by `upcast`
     *_place[2:],
 )
 

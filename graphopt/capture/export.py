@@ -55,9 +55,9 @@ def capture(
     shells = twin(module)
     with _quiet():
         try:
-            exported = _exported(shells or module, taker, call)
+            exported, graph = _exported(shells or module, taker, call)
             if shells is not None and _holds_own(exported, module):
-                exported = _exported(module, taker, call)
+                exported, graph = _exported(module, taker, call)
         except Exception as error:
             reason = str(error).strip().split("\n")[0][:300]
             raise CaptureError(
@@ -66,19 +66,20 @@ def capture(
                 hint="the model goes on running as it is; torch.export.export(module, args, strict=False) shows more",
             ) from error
     paths = [path for path, leaf in zip(taker.paths(call), call.leaves, strict=True) if isinstance(leaf, torch.Tensor)]
-    graph = functional(exported)
-    if graph is None:
-        exported = exported.run_decompositions({})
     return program_of(exported, roles, paths, graph, name=name, prefix="module.")
 
 
-def _exported(module: torch.nn.Module, taker: CallTaker, call: Call) -> torch.export.ExportedProgram:
+def _exported(
+    module: torch.nn.Module, taker: CallTaker, call: Call
+) -> tuple[torch.export.ExportedProgram, fx.Graph | None]:
+    """What torch exports, and its functional graph; None where that is its own."""
     # New objects: the tracer takes an argument that is a parameter of the module for that parameter, in every call.
     fresh = {id(tensor): tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in call.tensors}
     tensors = tuple(fresh[id(tensor)] for tensor in call.tensors)
     with _attributes_kept(module):
         exported: torch.export.ExportedProgram = torch.export.export(_Bound(module, taker, call), tensors, strict=False)
-    return exported
+    graph = functional(exported)
+    return (exported, graph) if graph is not None else (exported.run_decompositions({}), None)
 
 
 def _holds_own(exported: torch.export.ExportedProgram, module: torch.nn.Module) -> bool:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._export.utils import _is_cia_op, _is_preservable_cia_op
+from torch._guards import detect_fake_mode
 from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -23,7 +25,16 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 def functional(exported: torch.export.ExportedProgram) -> fx.Graph | None:
     """The graph that ``exported.run_decompositions({})`` has; None where something is written, or of unknown size."""
-    return _decomposed(exported.graph) if all(map(_is_plain, exported.graph.nodes)) else None
+    if not all(map(_is_plain, exported.graph.nodes)):
+        return None
+    try:
+        return _decomposed(exported.graph)
+    except _NotPlainError:
+        return None
+
+
+class _NotPlainError(Exception):
+    """An operator is made of some that write, or that take tensors from nowhere."""
 
 
 def _is_plain(node: fx.Node) -> bool:
@@ -73,6 +84,11 @@ def _name(target: Any) -> str | None:
     return target.overloadpacket.__name__ if isinstance(target, torch._ops.OpOverload) else None
 
 
+def _faked(*values: Any) -> AbstractContextManager[Any]:
+    """What makes tensors without contents, as those among the values are."""
+    return detect_fake_mode(values) or nullcontext()
+
+
 class _Tracer(TorchDispatchMode):
     """Appends the operators that run within it to a graph."""
 
@@ -95,11 +111,13 @@ class _Tracer(TorchDispatchMode):
 
         args, kwargs = map_arg((node.args, node.kwargs), given)
         self._meta = {name: value for name, value in node.meta.items() if name != "val"}
-        with torch.no_grad(), enable_python_dispatcher(), self:
+        with torch.no_grad(), enable_python_dispatcher(), _faked(args, kwargs), self:
             found = node.target.decompose(*args, **kwargs)
         return tree_map_only(torch.Tensor, self._node_of, found)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:
+            raise _NotPlainError
         found = func(*args, **(kwargs or {}))
         given, named = tree_map_only(torch.Tensor, self._node_of, (args, kwargs or {}))
         node = self.graph.create_node("call_function", func, given, named, name=_name(func))
@@ -118,4 +136,6 @@ class _Tracer(TorchDispatchMode):
         return value
 
     def _node_of(self, value: torch.Tensor) -> fx.Node:
+        if id(value) not in self._nodes:
+            raise _NotPlainError
         return self._nodes[id(value)][1]

@@ -81,7 +81,8 @@ class Part:
     Attributes
     ----------
     stage : the placement its nodes share.
-    graph : placeholders named after the nodes they stand for; returns a flat tuple.
+    graph : placeholders named after the nodes they stand for; returns a flat tuple. Those of the caller's own tensors,
+        which nobody digests, have ``given`` in their meta.
     reads : names of the values it takes, in placeholder order: inputs of the Program or values of earlier parts.
     gives : names of the values it returns, in order: those that later parts read (for the step: the results).
     """
@@ -164,9 +165,10 @@ def _part(program: Program, stage: Stage, mine: list[fx.Node], home: dict[fx.Nod
     }
     outside -= inside
     reads = [node for node in program.graph.nodes if node in outside and node.op != "get_attr"]
+    given = {entry.name for entry in program.inputs if entry.role != "weight"}
     for node in reads:
         copies[node] = graph.placeholder(node.name)
-        copies[node].meta = dict(node.meta)
+        copies[node].meta = {**node.meta, "given": node.name in given}
     for node in program.graph.nodes:
         if node in inside or (node.op == "get_attr" and node in outside):
             copies[node] = graph.node_copy(node, lambda source: copies[source])

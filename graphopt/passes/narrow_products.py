@@ -99,9 +99,10 @@ def _is_widened(node: fx.Node) -> bool:
     kinds = {value.dtype for value in tree_leaves(val(node)) if isinstance(value, torch.Tensor)}
     if node.op != "call_function" or kinds != {torch.float32}:
         return False
-    if node.target is aten._to_copy.default:
-        return products.is_widened(node)
-    return bool((is_view(node) or node.target in _MOVES) and all(map(_is_widened, node.all_input_nodes)))
+    if node.target is aten._to_copy.default:  # strides apart: views of it would read other numbers
+        return products.is_widened(node) and val(node.all_input_nodes[0]).stride() == val(node).stride()
+    moves = (is_view(node) and node.target is not aten.view.dtype) or node.target in _MOVES
+    return bool(moves and all(map(_is_widened, node.all_input_nodes)))
 
 
 def _narrow(program: Program, node: fx.Node, before: fx.Node) -> fx.Node:

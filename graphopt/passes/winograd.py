@@ -111,7 +111,7 @@ class Winograd(Pass):
         if not val(node).numel():
             return "there is nothing to compute"
         if stage != WEIGHTS:
-            return "the weight is computed from inputs of the call: it would be transformed at every step"
+            return "the weight is computed from inputs of the call: it would be laid out anew at every step"
         return None
 
     def _cost(self, node: fx.Node, tile: int | None) -> float:

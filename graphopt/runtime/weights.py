@@ -179,7 +179,10 @@ class Epoch:
         if contents is None or fresh or not there:
             self._contents = None  # a digest that is interrupted must not leave the old one behind
             known = self._known if there else self._look(weights)
-            self._contents = contents = Weights.contents(weights, known)
+            contents = Weights.contents(weights, known)
+            if there and not self._untouched(weights):  # another thread moved one meanwhile
+                contents = Weights.contents(weights, self._look(weights))
+            self._contents = contents
         return contents
 
     def _look(self, weights: Sequence[torch.Tensor]) -> dict[int, bytes | memoryview]:

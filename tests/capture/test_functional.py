@@ -106,6 +106,25 @@ def test_where_something_is_written_torch_does_it(function: Callable[..., Any]) 
     assert functional(exported(Of(function), torch.randn(4, 4))) is None
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda w, x: F.batch_norm(x[None], w[0].detach().clone(), w[1].detach().clone(), training=True),
+        lambda w, x: F.dropout2d(x[None], training=True),
+        lambda w, x: F.alpha_dropout(x, training=True),
+    ],
+    ids=["batch_norm", "dropout2d", "alpha_dropout"],
+)
+def test_operators_made_of_some_that_write_are_torchs(function: Callable[..., Any]) -> None:
+    state = torch.random.get_rng_state()
+    program = exported(Of(function), torch.randn(4, 4))
+    made = functional(program)
+    if made is not None:
+        assert not any(getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in made.nodes)
+        assert described(made) == described(program.run_decompositions({}).graph)
+    torch.random.set_rng_state(state)
+
+
 def test_where_a_size_is_not_known_torch_does_it() -> None:
     rows = torch.export.Dim("rows", min=2, max=64)
     module = Of(lambda w, x: x.reshape(-1))

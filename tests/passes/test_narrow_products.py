@@ -133,6 +133,28 @@ def test_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_pass(NarrowProducts(), program).fired == 1
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        "v = ops.aten.view.default(wide, [6, 4])",
+        "v = ops.aten.as_strided.default(wide, [6, 4], [4, 1], 0)",
+    ],
+)
+def test_views_of_what_lay_apart_before_it_was_widened_stay(view: str) -> None:
+    """A copy of a part lies together: a view of it is no view of the part."""
+    body = f"""
+        part = ops.aten.slice.Tensor(w, 1, 0, 4)
+        wide = ops.aten._to_copy.default(part, dtype=torch.float32)
+        narrow = ops.aten._to_copy.default(x, dtype=torch.bfloat16)
+        rounded = ops.aten._to_copy.default(narrow, dtype=torch.float32)
+        {view}
+        y = ops.aten.linear.default(rounded, v)
+        return (y,)
+    """
+    checked = check_pass(ALWAYS, sketch(body, x="f32[2, 4]", w="bf16[6, 8]").program)
+    assert checked.fired == 0
+
+
 def test_a_factor_of_float32_stays() -> None:
     body = "y = ops.aten.linear.default(x, wide)"
     checked = check_pass(ALWAYS, product(body, x="f32[2, 3]", w="bf16[4, 3]").program)

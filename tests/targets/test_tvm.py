@@ -750,6 +750,40 @@ def test_weights_made_in_inference_mode() -> None:
         assert check(made, program, given) is None, "their versions are not counted"
 
 
+def test_tensors_of_the_caller_are_not_among_the_weights_that_are_watched() -> None:
+    x, w = r(6, 64), r(64, 64)
+    made, program = built(lambda x, w: F.linear(x, w), x, w)
+    (code,) = codes(made)
+    code.weights_are(b"the module's")
+    assert check(made, program, [x, w]) is None
+    w.data = r(64, 64)
+    assert check(made, program, [x, w]) is None
+    with torch.inference_mode():
+        w = r(64, 64)
+        for _ in range(2):
+            assert check(made, program, [x, w]) is None
+            w.add_(1)
+
+
+def test_watched_weights_that_merely_lie_elsewhere_stay_packed() -> None:
+    program = trace(torch.nn.Linear(64, 64), r(6, 64)).program
+    given = [r(*node.meta["val"].shape) for node in program.placeholders]
+    made = Built(Tvm(), program, given)
+    (code,) = codes(made)
+    for epoch, same in ((b"1", True), (b"2", False)):
+        before = list(code._packed.values())
+        for tensor in given:
+            tensor.data = tensor.clone() if same else torch.randn_like(tensor)
+        code.weights_are(epoch)
+        assert check(made, program, given) is None
+        again = list(code._packed.values())
+        assert not before or (before == again) is same
+        for tensor in given:
+            tensor.data = tensor.clone()
+        assert check(made, program, given) is None
+        assert list(code._packed.values()) == again
+
+
 def test_packed_weights_are_kept() -> None:
     x, w = r(6, 64), r(64, 64)
     made, _ = built(lambda x, w: F.linear(x, w), x, w)

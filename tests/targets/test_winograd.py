@@ -68,6 +68,16 @@ def test_what_comes_before_and_after_is_part_of_the_kernels(tile: int) -> None:
     assert check(made, program, inputs) is None
 
 
+def test_a_weight_that_is_computed_is_left_to_torch() -> None:
+    def function(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        turned: torch.Tensor = winograd.conv2d(x, w.flip(2), None, [1, 1], 4)
+        return turned + winograd.conv2d(x, w * 2 + 1, None, [1, 1], 4)
+
+    inputs = torch.randn(2, 4, 8, 8), torch.randn(4, 4, 3, 3)
+    made, program = built(function, *inputs)
+    assert check(made, program, inputs) is None
+
+
 def test_values_outside_are_zeros_whatever_lies_at_the_edge() -> None:
     x = torch.randn(1, 2, 8, 8)
     x[:, :, -1] = 1e30  # of which a sum with a zero times it would show

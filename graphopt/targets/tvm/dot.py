@@ -6,7 +6,7 @@ functions that are inlined, like those of `vectormath`. A number of bfloat16 by 
 bits in memory.
 
 A CPU with AVX512-BF16 has instructions for them (``vdpbf16ps``, ``vcvtneps2bf16``), which take numbers below 2^-126 as
-zeros; for others the functions are written in float32 and integers, with the same meaning.
+zeros; for others the functions are written in float32 and integers, and keep such numbers.
 """
 
 from __future__ import annotations

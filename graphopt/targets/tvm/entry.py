@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from ... import artifacts
 from ...ir.program import val
 from . import host
 from .image import Image
-from .isa import Isa
+from .isa import Isa, cores
 from .places import Launch, Panels, Place, Scratch, Taps, Turned
 from .schedule import Choice
 from .steps import Kernels, Steps, Torch
@@ -40,7 +39,7 @@ def key(isa: Isa | None, graph: fx.Graph, examples: Sequence[Any]) -> str | None
     if None in known:
         return None
     return hashlib.sha256(
-        repr((isa, known, os.cpu_count(), torch.__version__, _described(graph, examples))).encode()
+        repr((isa, known, cores(), torch.__version__, _described(graph, examples))).encode()
     ).hexdigest()
 
 

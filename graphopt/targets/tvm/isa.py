@@ -17,7 +17,7 @@ class Isa:
     cpu : LLVM's name of the CPU.
     lanes : float32 numbers in a vector.
     registers : vector registers.
-    cores : of the machine, as the system counts them: large tasks are cut so that none is left over.
+    cores : that the process may use: large tasks are cut so that none is left over.
     bf16 : whether it multiplies bfloat16, 16 lanes of two (AVX512-BF16).
     """
 
@@ -43,6 +43,11 @@ class Isa:
         return tvm.target.Target({"kind": "llvm", "mcpu": self.cpu})
 
 
+def cores() -> int:
+    """CPUs that the process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @cache
 def detect() -> Isa:
     """The CPU at hand."""
@@ -56,13 +61,13 @@ def of(cpu: str) -> Isa:
     """A CPU by LLVM's name; one that LLVM does not know has what every x86-64 has."""
     import tvm
 
-    target, cores = tvm.target.Target({"kind": "llvm", "mcpu": cpu}), os.cpu_count() or 1
+    target, here = tvm.target.Target({"kind": "llvm", "mcpu": cpu}), cores()
 
     def has(feature: str) -> bool:
         return bool(tvm.target.codegen.target_has_features(feature, target))
 
     if has("avx512f") and has("avx512vl"):
-        return Isa(cpu, 16, 32, cores, has("avx512bf16"))
+        return Isa(cpu, 16, 32, here, has("avx512bf16"))
     if has("avx2") and has("fma"):
-        return Isa(cpu, 8, 16, cores)
-    return Isa(cpu, 4, 16, cores)
+        return Isa(cpu, 8, 16, here)
+    return Isa(cpu, 4, 16, here)

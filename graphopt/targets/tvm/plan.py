@@ -219,7 +219,7 @@ def _pad(node: fx.Node, bound: dict[str, Any]) -> bool:
 
 
 def _winograd(node: fx.Node, bound: dict[str, Any]) -> bool:
-    return _floats(bound["input"], bound["weight"], bound["bias"])
+    return _convolves(bound, 2)
 
 
 def _group_norm(node: fx.Node, bound: dict[str, Any]) -> bool:

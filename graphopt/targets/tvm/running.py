@@ -66,7 +66,7 @@ class Packed:
 
         Parameters
         ----------
-        watched : whether someone tells when the contents of weights change: then one that merely lies elsewhere, where
+        watched : whether someone tells when the contents of this one change: then one that merely lies elsewhere, where
             it was moved out of memory, is still the same, and so is one without a version that counts writes.
         """
         (before, version), (now, latest) = self._state, _state(weight)
@@ -276,9 +276,11 @@ class Code:
 
     def _panels(self, panels: Panels, weight: torch.Tensor) -> torch.Tensor:
         """The packed weight; packed again when it is another tensor, lies elsewhere, or was written to."""
-        found = self._packed.get(panels)
-        if found is None or not found.holds(weight, self._epoch is not None):
-            found = self._packed[panels] = Packed(weight, panels)
+        known = self._packed  # once: another thread may bring a new epoch
+        found = known.get(panels)
+        watched = self._epoch is not None and not panels.weight.meta.get("given", True)
+        if found is None or not found.holds(weight, watched):
+            found = known[panels] = Packed(weight, panels)
         return found.made
 
 

@@ -159,7 +159,7 @@ class Cut:
         """Whether weights and sums stay in the second cache, or there is no smaller task."""
         sums = self.groups * self.blocks * shape.height * shape.points * shape.block
         weights = self.groups * self.channels * shape.height * shape.points
-        return (sums <= _SUMS or self.blocks == 1) and (weights <= _WEIGHTS or self.groups == 1)
+        return (sums <= _SUMS and weights <= _WEIGHTS) or self.groups == self.blocks == 1
 
     def cycles(self, shape: Shape) -> float:
         """Until the last of a CPU's cores is done."""
@@ -439,18 +439,18 @@ def combined(emitter: Emitter, matrix: Matrix, values: Sequence[Expr]) -> list[E
     for number, row in enumerate(matrix):
         before = matrix[number - 1] if number else None
         if before is not None and row != before and tuple(map(abs, row)) == tuple(map(abs, before)):
-            same = _sum(emitter, [a if a == b else 0.0 for a, b in zip(before, row, strict=True)], values)
-            other = _sum(emitter, [a if a != b else 0.0 for a, b in zip(before, row, strict=True)], values)
+            same = _weighted(emitter, [a if a == b else 0.0 for a, b in zip(before, row, strict=True)], values)
+            other = _weighted(emitter, [a if a != b else 0.0 for a, b in zip(before, row, strict=True)], values)
             if same is not None and other is not None:
                 found[-1:] = [emitter.let(same + other, "t"), emitter.let(same - other, "t")]
                 continue
-        total = _sum(emitter, row, values)
+        total = _weighted(emitter, row, values)
         assert total is not None
         found.append(total)
     return found
 
 
-def _sum(emitter: Emitter, factors: Sequence[float], values: Sequence[Expr]) -> Expr | None:
+def _weighted(emitter: Emitter, factors: Sequence[float], values: Sequence[Expr]) -> Expr | None:
     total: Expr | None = None
     for factor, value in sorted(zip(factors, values, strict=True), key=lambda entry: -abs(entry[0])):
         if factor == 0.0:
