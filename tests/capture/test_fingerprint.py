@@ -290,7 +290,8 @@ def test_what_a_collection_finalises_during_a_call_does_not_count() -> None:
         with Executed() as executed:
             Cycle()
             Net()(torch.ones(2))
-        assert finalised == [] and gc.isenabled()
+            assert finalised == []
+        assert gc.isenabled()
         assert "__del__" not in [code.co_name for code, *_ in executed.functions()]
     finally:
         gc.set_threshold(*before)
