@@ -70,8 +70,9 @@ def test_what_comes_before_and_after_is_part_of_the_kernels(tile: int) -> None:
 
 def test_a_weight_that_is_computed_is_left_to_torch() -> None:
     def function(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        turned: torch.Tensor = winograd.conv2d(x, w.flip(2), None, [1, 1], 4)
-        return turned + winograd.conv2d(x, w * 2 + 1, None, [1, 1], 4)
+        turned, scaled = w.flip(2), w * 2 + 1
+        result: torch.Tensor = winograd.conv2d(x, turned, None, [1, 1], 4) + winograd.conv2d(x, scaled, None, [1, 1], 4)
+        return result
 
     inputs = torch.randn(2, 4, 8, 8), torch.randn(4, 4, 3, 3)
     made, program = built(function, *inputs)
