@@ -322,10 +322,10 @@ def convolution(
     arguments : dtypes of the pointers; the last two show to the input and to the weight.
     finish : takes sums: batch, output channel, row, first column, the sums and the lanes; writes what becomes of them.
     """
-    cut = _Cut(isa, schedule, sizes.dot, sizes.batch, sizes.channels, sizes.outputs, *source.pixels, len(source.taps))
+    cut = _Cut(isa, schedule, sizes, source)
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
-        _Convolution(emitter, buffers, cut, source, finish).run(task)
+        _Convolution(emitter, buffers, cut, finish).run(task)
 
     return kernel(name, isa, arguments, sizes.batch * cut.right * cut.down, body)
 
@@ -362,23 +362,17 @@ def without_taps(
 
 @dataclass(frozen=True)
 class _Cut:
-    """How the work is cut: tiles of output channels times vectors of pixels, and tasks of tiles.
-
-    Attributes
-    ----------
-    rows, columns : of output pixels.
-    taps : of the filter.
-    """
+    """How the work is cut: tiles of output channels times vectors of pixels, and tasks of tiles."""
 
     isa: Isa
     schedule: Schedule
-    dot: Dot
-    batch: int
-    channels: int
-    outputs: int
-    rows: int
-    columns: int
-    taps: int
+    sizes: Sizes
+    source: Source
+
+    @property
+    def columns(self) -> int:
+        """Of output pixels."""
+        return self.source.pixels[1]
 
     @property
     def height(self) -> int:
@@ -393,7 +387,7 @@ class _Cut:
     @property
     def total(self) -> int:
         """Vectors of pixels."""
-        return self.rows * self.across
+        return self.source.pixels[0] * self.across
 
     @property
     def vectors(self) -> int:
@@ -403,7 +397,7 @@ class _Cut:
     @property
     def high(self) -> int:
         """Tiles over the output channels."""
-        return ceil(self.outputs / self.height)
+        return ceil(self.sizes.outputs / self.height)
 
     @property
     def wide(self) -> int:
@@ -413,7 +407,7 @@ class _Cut:
     @property
     def along(self) -> int:
         """Tiles next to each other in a task: those whose input stays in the cache."""
-        return max(1, min(self.wide, _INPUT // (self.channels * self.vectors * self.isa.lanes), self.most))
+        return max(1, min(self.wide, _INPUT // (self.sizes.channels * self.vectors * self.isa.lanes), self.most))
 
     @property
     def deep(self) -> int:
@@ -423,7 +417,7 @@ class _Cut:
     @property
     def most(self) -> int:
         """Tiles in a task, by their work."""
-        tile = self.channels * self.taps * self.height * self.vectors * self.isa.lanes
+        tile = self.sizes.channels * len(self.source.taps) * self.height * self.vectors * self.isa.lanes
         return self.schedule.work // tile
 
     @property
@@ -440,8 +434,8 @@ class _Cut:
 class _Convolution:
     """One task; see `_Cut` for the words."""
 
-    def __init__(self, emitter: Emitter, buffers: Sequence[Buffer], cut: _Cut, source: Source, finish: Finish) -> None:
-        self.emitter, self.buffers, self.cut, self.source, self.finish = emitter, buffers, cut, source, finish
+    def __init__(self, emitter: Emitter, buffers: Sequence[Buffer], cut: _Cut, finish: Finish) -> None:
+        self.emitter, self.buffers, self.cut, self.source, self.finish = emitter, buffers, cut, cut.source, finish
         self.lanes = cut.isa.lanes
         self.block = emitter.scratch(cut.height * cut.vectors * self.lanes, name="block")
 
@@ -471,8 +465,8 @@ class _Convolution:
         """A tile's sums to `block`, in runs of so many channels that rounding errors stay small."""
         in_runs(
             self.emitter,
-            self.cut.channels,
-            TERMS // (self.cut.taps * self.cut.dot.terms),
+            self.cut.sizes.channels,
+            TERMS // (len(self.source.taps) * self.cut.sizes.dot.terms),
             lambda start, count, fresh: self._add(number, places, start, count, fresh),
         )
 
@@ -484,13 +478,13 @@ class _Convolution:
         with emitter.loop(count, "channel") as each:
             channel = emitter.let(start + each, "channel")
             here = [emitter.let(place + channel * self.source.channel, "here") for place in places]
-            base = emitter.let((number * cut.channels + channel) * (len(taps) * cut.height), "base")
+            base = emitter.let((number * cut.sizes.channels + channel) * (len(taps) * cut.height), "base")
             for tap, offset in enumerate(taps):
                 pixels = [emitter.let(emitter.load(image, at + offset, lanes), "pixels") for at in here]
                 for row, registers in enumerate(sums):
                     factor = emitter.let(emitter.load(weight, base + tap * cut.height + row, lanes, step=0), "factor")
                     for register, vector in zip(registers, pixels, strict=True):
-                        emitter.put(register, cut.dot.added(emitter, emitter.get(register), factor, vector))
+                        emitter.put(register, cut.sizes.dot.added(emitter, emitter.get(register), factor, vector))
         for place, register in enumerate(itertools.chain(*sums)):
             value = emitter.get(register)
             known = emitter.load(self.block, place * lanes, lanes)
@@ -504,7 +498,7 @@ class _Convolution:
             channel, at = emitter.let(output + row, "channel"), emitter.let(first + vector, "at")
             y, x = emitter.let(tirx.floordiv(at, across), "y"), emitter.let(tirx.floormod(at, across) * lanes, "x")
             place = (row * cut.vectors + vector) * lanes
-            inside = tirx.And(channel < cut.outputs, at < cut.total)
+            inside = tirx.And(channel < cut.sizes.outputs, at < cut.total)
             lane = vector_of(emitter, lanes)
             rest = columns % lanes
             with emitter.when(tirx.And(inside, x + lanes <= columns) if rest else inside):

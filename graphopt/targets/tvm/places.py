@@ -69,12 +69,8 @@ class Taps(Panels):
     lanes: int
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        count, (outputs, inputs) = -(-weight.shape[0] // self.size), weight.shape[:2]
-        width = inputs * self.size
-        whole = weight.new_zeros(count * self.size, *weight.shape[1:])
-        whole[:outputs] = weight
-        found = whole.view(count, self.size, inputs, -1).permute(0, 3, 2, 1).reshape(count, -1, width)
-        return pad(found, (0, -width % self.lanes))
+        taps = _panels(weight.flatten(2), self.size).permute(0, 3, 2, 1).flatten(2)
+        return pad(taps, (0, -taps.shape[2] % self.lanes))
 
 
 @dataclass(frozen=True)
@@ -115,13 +111,16 @@ def packed(weight: torch.Tensor, columns: int, group: int = 1) -> torch.Tensor:
     if group > 1:
         weight = pad(weight.reshape(*weight.shape[:2], -1), (0, 0, 0, -weight.shape[1] % group))
         weight = weight.unflatten(1, (-1, group)).transpose(2, 3)
-    weight = weight.flatten(1)
-    count = -(-weight.shape[0] // columns)
-    whole = torch.zeros(count * columns, weight.shape[1], dtype=weight.dtype)
+    found = _panels(weight.flatten(1), columns)
+    return (found if group == 1 else found.unflatten(2, (-1, group))).transpose(1, 2).contiguous()
+
+
+def _panels(weight: torch.Tensor, size: int) -> torch.Tensor:
+    """A copy, [N / size rounded up, size, *rest] of [N, *rest], with zeros where there is none."""
+    count, rest = -(-weight.shape[0] // size), weight.shape[1:]
+    whole = weight.new_zeros(count * size, *rest)
     whole[: weight.shape[0]] = weight
-    if group == 1:
-        return whole.view(count, columns, weight.shape[1]).transpose(1, 2).contiguous()
-    return whole.view(count, columns, -1, group).transpose(1, 2).contiguous()
+    return whole.view(count, size, *rest)
 
 
 def size_of(place: Place) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import TypeAlias
 
 from tvm import tirx
@@ -172,13 +172,12 @@ class Cut:
 
 def cut(shape: Shape) -> Cut:
     """The cut that a simple model finds fastest; of tasks of at most `Schedule.work` if there is one."""
-    most = shape.multiplications if shape.schedule is None else shape.schedule.work
+    most = inf if shape.schedule is None else shape.schedule.work
     cuts = [
         found
         for groups in {ceil(shape.high / parts) for parts in range(1, shape.high + 1)}
         for blocks in {ceil(shape.blocks / parts) for parts in range(1, shape.blocks + 1)}
-        if (found := Cut.of(shape, groups, blocks)).fits(shape)
-        and (shape.schedule is None or groups * blocks * shape.multiplications <= most)
+        if groups * blocks * shape.multiplications <= most and (found := Cut.of(shape, groups, blocks)).fits(shape)
     ]
     return min(cuts, key=lambda found: (found.cycles(shape), found.groups), default=Cut.of(shape, 1, 1))
 
