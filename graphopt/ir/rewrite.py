@@ -69,6 +69,7 @@ class Pass(ABC):
     exploits: ClassVar[
         tuple[type, ...]
     ] = ()  # kinds of relations between calls that it needs, see `graphopt.ir.relations`
+    spreads: ClassVar[bool] = False  # whether infinities and NaN may reach results that they do not reach before
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Raise PassError where `accuracy` is none, or would become an option of the pass."""

@@ -62,6 +62,7 @@ class Winograd(Pass):
 
     accuracy: ClassVar[Accuracy] = "rounding"
     repeat: ClassVar[bool] = False  # what was refused stays so
+    spreads: ClassVar[bool] = True  # over a whole tile
 
     def find(self, program: Program) -> Iterable[Match]:
         known = stages(program)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graphopt.errors import VerificationError
 from graphopt.ir.printer import dump, parse
 from graphopt.passes import Winograd
-from graphopt.testing import Traced, check_pass, sketch, trace
+from graphopt.testing import Traced, check_pass, check_sequence, sketch, trace
 from tests.goldens import Golden
 
 EVERY = Winograd(min_gain=0.0)
@@ -44,6 +46,14 @@ def test_block(golden: Golden) -> None:
     assert checked.fired == 2
     assert checked.reasons == ["the stride is [2, 2]"]
     golden(Traced(checked.program).body)
+
+
+def test_numbers_that_are_not_finite_spread_over_tiles_as_declared() -> None:
+    undeclared = dataclass(frozen=True)(type("Undeclared", (Winograd,), {"spreads": False}))
+    program = conv(x="f32[1, 1, 24, 24]", w="weight f32[4, 1, 3, 3]", b="weight f32[4]").program
+    assert check_sequence([EVERY], program, seed=1).fired == {"winograd": 1}
+    with pytest.raises(VerificationError, match="result 0 is not finite where the original is"):
+        check_sequence([undeclared(min_gain=0.0)], program, seed=1)
 
 
 def test_dump_reads_back() -> None:
