@@ -58,8 +58,8 @@ def check_sequence(passes: Sequence[Pass], program: Program | Traced, *, seed: i
       original in float64 as so many passes may leave them (`graphopt.ir.verify.compare`).
     - A bitwise pass that runs again finds nothing to do.
 
-    For a few seeds, inputs hold infinities and NaN, until a pass fires that may spread them (`Pass.spreads`): from there
-    on inputs are finite, and the original is evaluated again.
+    For a few seeds, inputs hold infinities and NaN, until a pass fires that may spread them (`Pass.spreads`): from
+    there on inputs are finite, and the original is evaluated again.
 
     And of the last Program: its stages, run one after the other, give the same bits, also where earlier stages are kept
     and only inputs of later ones change; where sizes are symbolic, values are right at other sizes too.
