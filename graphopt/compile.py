@@ -29,7 +29,7 @@ from graphopt.ir.program import Program, Role
 from graphopt.ir.relations import Relation, specialise
 from graphopt.ir.rewrite import Observer, Pass, check_is_pass
 from graphopt.ir.stages import Part, split
-from graphopt.ir.verify import example_value
+from graphopt.ir.verify import Examples
 from graphopt.runtime import race, shelf
 from graphopt.runtime.evict import Eviction, bring_back
 from graphopt.runtime.installed import Built, Installed
@@ -280,7 +280,7 @@ class _Builder:
     def _build(self, part: Part, wanted: Target, notes: list[str], observer: Observer) -> tuple[Kernel, str]:
         """The wanted target builds what runs as often as the step; for the rest, generating code is not worth it."""
         eager = TARGETS["eager"]
-        examples = [example_value(node) for node in part.graph.find_nodes(op="placeholder")]
+        examples = Examples(part.graph.find_nodes(op="placeholder"))
         for target in (wanted, eager) if part.name in self.often else (eager,):
             observer.build_begins(part, target.name)
             try:

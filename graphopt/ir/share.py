@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import networkx
 import torch
 from torch import fx
 
@@ -30,8 +29,10 @@ def shares(
     known : what `graphopt.ir.repeats.repeats` found.
     flops_per_byte, dispatch_bytes : exchange rates, see `graphopt.ir.price`.
     """
+    if not known:
+        return
     rates = _Rates(known, flops_per_byte, dispatch_bytes)
-    shared = rates.shared(program) if known else set()
+    shared = rates.shared(program)
     for group in _groups(known):
         inside = [node for node in group if node in shared]
         if inside or len(group) > 1 or not is_view(group[0]):  # an expansion that nothing takes over costs nothing
@@ -51,6 +52,8 @@ class _Rates:
         copy of a value inside that is read outside. Arcs run backwards, since the cut returned has the largest source
         side, and what saves nothing, such as a view, is to stay outside.
         """
+        import networkx  # a tenth of a second, which most Programs do not need
+
         cut, readers = networkx.DiGraph(), _above_stride_readers(program)
         for node, repeat in self.known.items():
             gain = self.gain(node)
@@ -98,6 +101,8 @@ def expands(node: fx.Node, repeat: Repeat) -> bool:
 
 def _groups(known: Known) -> list[list[fx.Node]]:
     """Repeated nodes that take over parts from one another, directly or not, in graph order."""
+    import networkx
+
     web = networkx.Graph()
     web.add_nodes_from(known)
     web.add_edges_from((source, node) for node, repeat in known.items() for source in carriers(node, repeat))

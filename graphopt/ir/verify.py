@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import fx
@@ -141,13 +141,43 @@ def example_inputs(program: Program, seed: int = 0, sizes: Mapping[Any, int] | N
     return values
 
 
-def example_value(node: fx.Node) -> Any:
-    """A value of the shape, dtype, device and strides that a node records; zeros, or the number itself."""
-    value = node.meta["val"]
+class Examples(Sequence[Any]):
+    """Values of the shapes, dtypes, devices and strides that nodes record: zeros, or the numbers themselves.
+
+    They are made when they are asked for, since all weights once more take as much memory as they do. Those of symbolic
+    sizes have the sizes of the example.
+    """
+
+    def __init__(self, nodes: Sequence[fx.Node]) -> None:
+        self._nodes = nodes
+
+    @property
+    def outlines(self) -> list[Any]:
+        """They without memory, on the device ``meta``."""
+        return [_strided(node.meta["val"], "meta") for node in self._nodes]
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Examples: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return Examples(self._nodes[index])
+        value = self._nodes[index].meta["val"]
+        return _strided(value, value.device).zero_() if isinstance(value, torch.Tensor) else value
+
+
+def _strided(value: Any, device: torch.device | str) -> Any:
+    """A tensor of the shape, dtype and strides of a fake one; other values as they are."""
     if not isinstance(value, torch.Tensor):
         return value
     sizes, strides = [_int(n) for n in value.shape], [_int(n) for n in value.stride()]
-    return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device).zero_()
+    return torch.empty_strided(sizes, strides, dtype=value.dtype, device=device)
 
 
 def _int(size: Any, sizes: Mapping[Any, int] | None = None) -> int:

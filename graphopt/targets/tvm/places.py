@@ -112,15 +112,19 @@ def packed(weight: torch.Tensor, columns: int, group: int = 1) -> torch.Tensor:
         weight = pad(weight.reshape(*weight.shape[:2], -1), (0, 0, 0, -weight.shape[1] % group))
         weight = weight.unflatten(1, (-1, group)).transpose(2, 3)
     found = _panels(weight.flatten(1), columns)
-    return (found if group == 1 else found.unflatten(2, (-1, group))).transpose(1, 2).contiguous()
+    panels = (found if group == 1 else found.unflatten(2, (-1, group))).transpose(1, 2)
+    return panels.clone(memory_format=torch.contiguous_format)
 
 
 def _panels(weight: torch.Tensor, size: int) -> torch.Tensor:
-    """A copy, [N / size rounded up, size, *rest] of [N, *rest], with zeros where there is none."""
+    """[N / size rounded up, size, *rest] of [N, *rest]: a view, or a copy with zeros where there is none."""
     count, rest = -(-weight.shape[0] // size), weight.shape[1:]
-    whole = weight.new_zeros(count * size, *rest)
-    whole[: weight.shape[0]] = weight
-    return whole.view(count, size, *rest)
+    if count * size != weight.shape[0]:
+        whole = weight.new_empty(count * size, *rest)
+        whole[: weight.shape[0]] = weight
+        whole[weight.shape[0] :] = 0
+        weight = whole
+    return weight.reshape(count, size, *rest)
 
 
 def size_of(place: Place) -> int:

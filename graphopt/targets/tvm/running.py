@@ -23,6 +23,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ... import artifacts
 from ...ir.program import val
+from ...ir.verify import Examples
 from . import entry, tuned
 from .image import MachineCode
 from .isa import Isa, detect
@@ -98,11 +99,11 @@ class Code:
         self.graph, self.root = graph, root
         self.inputs, self.constants = graph.find_nodes(op="placeholder"), graph.find_nodes(op="get_attr")
         self.results: Any = graph.output_node().args[0]
-        self._isa, self.examples = isa, [_outline(example) for example in examples]
+        self._isa, self.examples = isa, _outlines(examples)
         if choices is None:
             choices = tuned.choices(torch.get_num_threads()) if isa is None else {}
         self._choices = choices
-        key = self._key(entry.key(isa, graph, examples))
+        key = self._key(entry.key(isa, graph, self.examples))
         found = artifacts.read(key, artifacts.CODE) if key else None
         self.kept = found is not None
         if found is not None:
@@ -289,8 +290,13 @@ def _state(weight: torch.Tensor) -> tuple[int, int | None]:
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
-def _outline(value: Any) -> Any:
-    """A tensor's shape and strides without its memory; other values as they are."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+def _outlines(examples: Sequence[Any]) -> list[Any]:
+    """Shapes and strides of tensors without their memory; other values as they are."""
+    if isinstance(examples, Examples):
+        return examples.outlines
+    return [
+        torch.empty_strided(entry.shape, entry.stride(), dtype=entry.dtype, device="meta")
+        if isinstance(entry, torch.Tensor)
+        else entry
+        for entry in examples
+    ]
