@@ -397,6 +397,9 @@ def test_residual_around_a_network() -> None:
 # Input, weight, options.
 CONVOLUTIONS: dict[str, tuple[Sequence[int], Sequence[int], dict[str, Any]]] = {
     "pixels": ((2, 16, 8, 8), (7, 16, 1, 1), {}),
+    "pixels of whole lines of the cache": ((2, 20, 16, 16), (7, 20, 1, 1), {}),
+    "lines of the cache with stride": ((2, 5, 16, 16), (7, 5, 1, 1), {"stride": 2}),
+    "padded to lines of the cache": ((1, 3, 14, 30), (5, 3, 1, 1), {"padding": 1}),
     "odd pixels": ((1, 5, 5, 7), (13, 5, 1, 1), {}),
     "three by three": ((2, 16, 8, 8), (13, 16, 3, 3), {"padding": 1}),
     "wide": ((1, 3, 19, 37), (6, 3, 3, 3), {"padding": 1}),

@@ -21,6 +21,7 @@ from .reading import Lanes, vector_of
 from .schedule import Schedule, Space, cycles, space
 from .tile import TERMS, in_runs, task_of
 
+_LINE = 16  # numbers of a line of the cache
 _INPUT = 1 << 16  # numbers of the input that the tiles of a task read: half of the second cache
 
 
@@ -99,9 +100,15 @@ class Layout:
         return g.columns if self.flat else g.columns + (g.dilation[1] * (g.kernel[1] - 1)) // g.stride[1]
 
     @property
-    def channel(self) -> int:
-        """Numbers of a channel."""
+    def numbers(self) -> int:
+        """Of a channel, that are laid out."""
         return self.geometry.stride[0] * self.grids * self.rows * self.columns
+
+    @property
+    def channel(self) -> int:
+        """Numbers from a channel to the next: never a multiple of eight lines, or channels would share few cache sets."""
+        lines = ceil(self.numbers / _LINE)
+        return (lines + 1) * _LINE if lines % 8 == 0 else self.numbers
 
     @property
     def size(self) -> int:
@@ -216,7 +223,7 @@ def pad(
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         batch, channel = tirx.floordiv(task, g.channels), tirx.floormod(task, g.channels)
         start = emitter.let(task * layout.channel, "start")
-        whole, rest = divmod(layout.channel, lanes)
+        whole, rest = divmod(layout.numbers, lanes)
         if layout.padded:
             with emitter.loop(whole, "clear") as at:
                 emitter.store(buffers[-1], start + at * lanes, dot.zero(emitter, lanes))
