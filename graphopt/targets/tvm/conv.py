@@ -106,7 +106,7 @@ class Layout:
 
     @property
     def channel(self) -> int:
-        """Numbers from a channel to the next: never a multiple of eight lines, or channels would share few cache sets."""
+        """Numbers from a channel to the next; channels a multiple of eight lines apart would share few cache sets."""
         lines = ceil(self.numbers / _LINE)
         return (lines + 1) * _LINE if lines % 8 == 0 else self.numbers
 
