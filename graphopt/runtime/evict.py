@@ -3,7 +3,8 @@
 After the passes the step reads folded and packed copies of many weights, and others are needed once per request or
 schedule only, whose results are kept. Such a weight stays the same Parameter object; only its memory is another: pages
 of a file (`graphopt.runtime.mapped`), which the kernel drops and reads again as it sees fit. Everything goes on
-working; reading such a weight is merely slower the first time.
+working; reading such a weight is merely slower the first time. What was computed of weights goes the same way, where
+the step reads it to be packed and for nothing else, or not at all.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 from graphopt.errors import UsageError
 from graphopt.ir.effects import is_view
 from graphopt.ir.program import Program
-from graphopt.ir.stages import COMMON, STEP, placement
+from graphopt.ir.stages import COMMON, STEP, WEIGHTS, placement
 from graphopt.runtime import mapped
 from graphopt.runtime.gate import GATE
 from graphopt.runtime.mapped import Mapping, mapping_of
@@ -41,6 +42,7 @@ class Variant(Protocol):
 
     built: Any
     weights: Any
+    memos: Any
     checked: bool
 
     @property
@@ -125,6 +127,7 @@ def settle(installed: Installed) -> None:
 def _settle(installed: Installed) -> None:
     needed = _needed()
     weights = _weights(installed.module)
+    own = set(map(id, weights))
     _bring_back([weight for weight in weights if id(weight) in needed])
     for mapping in mapped.mappings():  # the module itself ran, to check the variant
         mapping.page_out()
@@ -140,6 +143,9 @@ def _settle(installed: Installed) -> None:
             else:
                 chosen.append(weight)
     installed.stayed = stayed
+    for variant in installed.variants:
+        if variant.checked and not variant.lost:
+            chosen += [value for value in _computed(variant) if not _unfit(value, installed.eviction)]
     if not chosen:
         return
     reason = mapped.unsupported()
@@ -149,12 +155,13 @@ def _settle(installed: Installed) -> None:
         except OSError as error:
             reason = f"they could not be written: {error}"
     if reason is not None:
-        stayed[reason] += sum(map(_nbytes, chosen))
+        stayed[reason] += sum(_nbytes(weight) for weight in chosen if id(weight) in own)
         _explain(installed, reason)
         return
     for position, weight in enumerate(chosen):
         # Once more: another thread may have taken a view of it meanwhile.
-        if (changed := _unfit(weight, installed.eviction)) or not _exchange(weight, _laid(mapping, position, weight)):
+        changed = _unfit(weight, installed.eviction)
+        if (changed or not _exchange(weight, _laid(mapping, position, weight))) and id(weight) in own:
             stayed[changed or "another thread wrote them meanwhile"] += _nbytes(weight)
     _reap()
 
@@ -220,11 +227,25 @@ def _needed() -> set[int]:
     return found
 
 
+def _packed_by_step(variant: Variant) -> set[str]:
+    """Names of values that the step reads to pack them, and for nothing else."""
+    step, reads = variant.built.kernels[-1], variant.built.parts[-1].reads
+    return {reads[position] for position in step.packs()} if isinstance(step, PacksWeights) else set()
+
+
+def _computed(variant: Variant) -> Iterator[torch.Tensor]:
+    """Values kept of weights alone that lie in memory, and that the step has packed or does not read."""
+    reads = set(variant.built.parts[-1].reads) - _packed_by_step(variant)
+    for part, memo in zip(variant.built.parts, variant.memos.values(), strict=False):
+        for values in memo.kept() if part.stage == WEIGHTS else ():
+            for name, value in zip(part.gives, values, strict=True):
+                if name not in reads and isinstance(value, torch.Tensor) and mapping_of(value) is None:
+                    yield value
+
+
 def _read_by_step(variant: Variant) -> Iterator[torch.Tensor]:
-    program, step = variant.built.program, variant.built.kernels[-1]
-    reads = variant.built.parts[-1].reads
-    packed = {reads[position] for position in step.packs()} if isinstance(step, PacksWeights) else set[str]()
-    reads = names_read_by_step(program, packed)
+    program = variant.built.program
+    reads = names_read_by_step(program, _packed_by_step(variant))
     names = [entry.name for entry in program.inputs if entry.role == "weight"]
     with contextlib.suppress(KeyError):  # a weight is gone: the variant serves no more
         for name, weight in zip(names, variant.weights.read(), strict=True):

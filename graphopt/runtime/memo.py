@@ -126,6 +126,11 @@ class Memo:
             while len(self._entries) > 1 and self._full():
                 self._drop(next(iter(self._entries)))
 
+    def kept(self) -> list[tuple[Any, ...]]:
+        """All that is kept, the values used last at the end."""
+        with self._lock:
+            return [entry.values for entry in self._entries.values()]
+
     def copy(self) -> Memo:
         """Another of the same values, which holds no memory of its own, and of the same counts."""
         other = Memo(self.max_bytes, self.max_entries)

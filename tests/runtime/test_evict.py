@@ -22,6 +22,7 @@ import pytest
 import torch
 
 import graphopt
+from graphopt.compile import compiled_calls
 from graphopt.runtime import evict, mapped
 from graphopt.runtime.evict import Eviction
 from graphopt.runtime.mapped import Mapping, mapping_of
@@ -166,6 +167,45 @@ def test_packed_weights_are_evicted() -> None:
     same()
     graphopt.restore(module)
     assert not evicted(module) and torch.equal(module.mix.weight, original.mix.weight)
+
+
+class Merged(torch.nn.Module):
+    """Three layers of one input, which become one: of a weight that is computed of theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (torch.nn.Linear(WIDE, WIDE) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.query(x) * self.key(x) + self.value(x)
+        return result
+
+
+def test_computed_weights_that_are_packed_are_evicted() -> None:
+    pytest.importorskip("tvm")
+    torch.manual_seed(0)
+    module, x = Merged().eval(), torch.randn(64, WIDE)
+    original = copy.deepcopy(module)
+    graphopt.compile(module, inputs=(x,), target="tvm", roles={"x": "state"}, evict="file", strict=True)
+    (variant,) = compiled_calls(module)[0].variants
+
+    def computed() -> torch.Tensor:
+        (weight,) = (value for value in variant.memos["weights"].kept()[-1] if value.ndim == 2)
+        return weight
+
+    def same() -> None:
+        with torch.no_grad():
+            torch.testing.assert_close(module(x), original(x))
+
+    assert computed().shape == (3 * WIDE, WIDE) and mapping_of(computed()) is not None
+    assert len(evicted(module)) == 3
+    same()
+    for model in (module, original):
+        model.key.weight.data[1:].mul_(2)
+    same()
+    assert torch.equal(computed()[WIDE : 2 * WIDE], original.key.weight)
+    graphopt.restore(module)
+    same()
 
 
 def test_stable_after_the_first_step() -> None:
