@@ -190,6 +190,7 @@ def test_computed_weights_that_are_packed_are_evicted() -> None:
     (variant,) = compiled_calls(module)[0].variants
 
     def computed() -> torch.Tensor:
+        weight: torch.Tensor
         (weight,) = (value for value in variant.memos["weights"].kept()[-1] if value.ndim == 2)
         return weight
 
