@@ -49,7 +49,7 @@ def test_block(golden: Golden) -> None:
 
 
 def test_numbers_that_are_not_finite_spread_over_tiles_as_declared() -> None:
-    undeclared = dataclass(frozen=True)(type("Undeclared", (Winograd,), {"spreads": False}))
+    undeclared: Any = dataclass(frozen=True)(type("Undeclared", (Winograd,), {"spreads": False}))
     program = conv(x="f32[1, 1, 24, 24]", w="weight f32[4, 1, 3, 3]", b="weight f32[4]").program
     assert check_sequence([EVERY], program, seed=1).fired == {"winograd": 1}
     with pytest.raises(VerificationError, match="result 0 is not finite where the original is"):
