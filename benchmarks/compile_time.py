@@ -4,7 +4,8 @@
     python -m benchmarks.compile_time --blocks 4 8 16 28               growth: DiTs of so many blocks
     python -m benchmarks.compile_time --contenders tvm,torch.compile   needs g++
 
-Every figure is of a process of its own, and of its parts: the import of graphopt, with the module loaded already;
+Every figure is of a process of its own, and of its parts: the import of `graphopt.compile`, with torch, diffusers and
+the module loaded already (the import of the target and of inductor are in what follows);
 capture, passes, code of the stages (read; or generated, with the import of TVM), each made or read from the cache; and
 the rest, most of it the first two calls: the module's own, with which the compiled one is compared, and the compiled
 one, which packs weights. Beside the total stands what two such calls take later on, medians of three. torch.compile
@@ -58,10 +59,11 @@ def measured(contender: str, denoiser: Denoiser, threads: int) -> dict[str, floa
             config.freezing = True
             torch.compile(module, dynamic=False)(**given)
             return {"total": time.perf_counter() - start}
-        from graphopt.compile import compile, compiled_calls
+        import graphopt
+        from graphopt.compile import compiled_calls
 
         imported = time.perf_counter()
-        compile(module, target="tvm", inputs=given)
+        graphopt.compile(module, target="tvm", inputs=given)
         total = time.perf_counter() - start
         calls = {"own call": repeated(own, denoiser), "compiled call": repeated(module, denoiser)}
     found = {"import": imported - start, **compiled_calls(module)[0].variants[0].built.seconds}

@@ -280,7 +280,7 @@ class _Builder:
     def _build(self, part: Part, wanted: Target, notes: list[str], observer: Observer) -> tuple[Kernel, str]:
         """The wanted target builds what runs as often as the step; for the rest, generating code is not worth it."""
         eager = TARGETS["eager"]
-        examples = Examples(part.graph.find_nodes(op="placeholder"))
+        examples = Examples([node.meta["val"] for node in part.graph.find_nodes(op="placeholder")])
         for target in (wanted, eager) if part.name in self.often else (eager,):
             observer.build_begins(part, target.name)
             try:

@@ -55,11 +55,23 @@ class Match:
         return not any(node._erased for node in (self.root, *self.nodes))
 
 
+# What a pass class says about itself, by type.
+_ABOUT = {
+    "accuracy": "Accuracy",
+    "requires": "tuple[str, ...]",
+    "ensures": "tuple[str, ...]",
+    "repeat": "bool",
+    "exploits": "tuple[type, ...]",
+    "spreads": "bool",
+}
+
+
 class Pass(ABC):
     """Program → Program: one idea, one equation, one file.
 
     Subclasses are frozen dataclasses; their fields are the pass's options. `accuracy` says what the pass may do to
     values: ``bitwise`` (nothing at all), ``rounding`` (reassociate; bounded), ``lossy`` (spends error budget).
+    `spreads` says whether an infinity or NaN among them may spoil more results than it does before.
     """
 
     accuracy: ClassVar[Accuracy] = "bitwise"
@@ -72,14 +84,15 @@ class Pass(ABC):
     spreads: ClassVar[bool] = False  # whether infinities and NaN may reach results that they do not reach before
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Raise PassError where `accuracy` is none, or would become an option of the pass."""
+        """Raise PassError where `accuracy` is none, or what is said about a pass would become an option of it."""
         super().__init_subclass__(**options)
-        hint = 'write it so: accuracy: ClassVar[Accuracy] = "rounding"'
         if cls.accuracy not in get_args(Accuracy):
             known = nearest(str(cls.accuracy), get_args(Accuracy))
             raise PassError(f"there is no accuracy {cls.accuracy!r}", where=cls.__name__, hint=known)
-        if "ClassVar" not in str(vars(cls).get("__annotations__", {}).get("accuracy", "ClassVar")):
-            raise PassError("accuracy is annotated as an option of the pass", where=cls.__name__, hint=hint)
+        for name, kind in _ABOUT.items():
+            if "ClassVar" not in str(vars(cls).get("__annotations__", {}).get(name, "ClassVar")):
+                hint = f"write it so: {name}: ClassVar[{kind}] = {vars(cls).get(name)!r}"
+                raise PassError(f"{name} is annotated as an option of the pass", where=cls.__name__, hint=hint)
 
     @property
     def name(self) -> str:

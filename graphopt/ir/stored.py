@@ -83,7 +83,7 @@ def read(content: bytes) -> Program:
     header = json.loads(line)
     graph, mode, nodes = fx.Graph(), FakeTensorMode(allow_non_fake_inputs=True), list[fx.Node]()
 
-    @functools.cache  # nothing is written to a node's value, and what else may share it is none of its matter
+    @functools.cache  # nodes of one kind share a value: it is neither written to nor compared by identity
     def value(kind: int) -> torch.Tensor:
         dtype, size, stride, offset, device = header["kinds"][kind]
         # As a fake tensor is made, without the operator's way through the mode.

@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import torch
 from torch import fx
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from graphopt.errors import GraphoptError, VerificationError
@@ -144,20 +145,20 @@ def example_inputs(program: Program, seed: int = 0, sizes: Mapping[Any, int] | N
 class Examples(Sequence[Any]):
     """Values of the shapes, dtypes, devices and strides that nodes record: zeros, or the numbers themselves.
 
-    They are made when they are asked for, since all weights once more take as much memory as they do. Those of symbolic
-    sizes have the sizes of the example.
+    Each is made when it is asked for, and anew at every access, since all weights once more take as much memory as they
+    do. Those of symbolic sizes have the sizes of the example. They are plain tensors, whatever mode they are made in.
     """
 
-    def __init__(self, nodes: Sequence[fx.Node]) -> None:
-        self._nodes = nodes
+    def __init__(self, values: Sequence[Any]) -> None:
+        self._values = list(values)
 
     @property
     def outlines(self) -> list[Any]:
-        """They without memory, on the device ``meta``."""
-        return [_strided(node.meta["val"], "meta") for node in self._nodes]
+        """They without memory: see `outline`."""
+        return [outline(value) for value in self._values]
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self._values)
 
     @overload
     def __getitem__(self, index: int) -> Any: ...
@@ -167,17 +168,20 @@ class Examples(Sequence[Any]):
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return Examples(self._nodes[index])
-        value = self._nodes[index].meta["val"]
-        return _strided(value, value.device).zero_() if isinstance(value, torch.Tensor) else value
+            return Examples(self._values[index])
+        value = self._values[index]
+        return _zeros(value, value.device) if isinstance(value, torch.Tensor) else value
 
 
-def _strided(value: Any, device: torch.device | str) -> Any:
-    """A tensor of the shape, dtype and strides of a fake one; other values as they are."""
-    if not isinstance(value, torch.Tensor):
-        return value
+def outline(value: Any) -> Any:
+    """A tensor on the device ``meta``, of the shape, dtype and strides of one; other values as they are."""
+    return _zeros(value, "meta") if isinstance(value, torch.Tensor) else value
+
+
+def _zeros(value: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     sizes, strides = [_int(n) for n in value.shape], [_int(n) for n in value.stride()]
-    return torch.empty_strided(sizes, strides, dtype=value.dtype, device=device)
+    with _disable_current_modes(), torch.inference_mode(False):
+        return torch.empty_strided(sizes, strides, dtype=value.dtype, device=device).zero_()
 
 
 def _int(size: Any, sizes: Mapping[Any, int] | None = None) -> int:

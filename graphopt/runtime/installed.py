@@ -35,7 +35,7 @@ from graphopt.ir.program import Input, Program
 from graphopt.ir.relations import Boundary, Relation, Repeated
 from graphopt.ir.stages import Part
 from graphopt.ir.verify import evaluate
-from graphopt.runtime import evict, garbage, race, shelf
+from graphopt.runtime import evict, race, shelf
 from graphopt.runtime.branches import Branches
 from graphopt.runtime.gate import GATE
 from graphopt.runtime.guidance import Guided, resolve
@@ -554,7 +554,7 @@ class Installed:
     def _capture(
         self, calls: list[Call], state: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Variant, Call] | str:
-        with self._lock, garbage.later():
+        with self._lock:
             failed = self.failures.get((calls[0].signature, state))
             if failed and failed[0].holds():
                 return failed[1]
@@ -640,7 +640,7 @@ class Installed:
         if not new or variant.lost:
             return variant
         variant.tried.update(new)
-        with self._lock, garbage.later():
+        with self._lock:
             start = time.perf_counter()
             try:
                 with tracing():  # targets trace too
@@ -727,7 +727,7 @@ class Installed:
                 continue
             start, relations = time.perf_counter(), (*variant.relations, *variant.built.unused)
             try:
-                with garbage.later(), tracing():  # targets trace too
+                with tracing():  # targets trace too
                     built = self._builder.build(variant.built.captured, relations, target)
             except Exception as error:
                 if self.raises:

@@ -55,7 +55,7 @@ class Target(ABC):
         Parameters
         ----------
         examples : values for ``part.reads``, of the shapes, dtypes, devices and strides that the kernel will be given.
-            `graphopt.compile` gives `graphopt.ir.verify.Examples`, which makes each when it is asked for.
+            `graphopt.compile` gives `graphopt.ir.verify.Examples`, which makes each anew whenever it is asked for.
 
         Raises
         ------

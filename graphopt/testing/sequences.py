@@ -109,7 +109,7 @@ class _Run:
         after = run_pass(pass_, program)
         if dump(program) != untouched:
             raise VerificationError("the pass changed the Program it was given", where=where)
-        if pass_.spreads and not self.finite:
+        if pass_.spreads and has_nonfinite(self.seed) and not self.finite:
             results = self.only_finite(program, where)
         if (now := _effects(after)) != was:
             raise VerificationError(f"operations with an effect were {was} and are {now}", where=where)
@@ -132,7 +132,7 @@ class _Run:
         self.finite = True
         for name in ("inputs", "exact"):
             vars(self).pop(name, None)
-        self.expected = _run(self.original, self.inputs, where)
+        self.expected = _run(self.original, self.inputs, "original")
         return _run(program, self.inputs, where)
 
     @cached_property
@@ -184,16 +184,22 @@ class _Run:
             raise VerificationError(f"at sizes {self.sizes}: {wrong}\n{changes(self.original, program)}", where="sizes")
 
 
+def has_nonfinite(seed: int) -> bool:
+    """Whether inputs of a seed hold infinities and NaN."""
+    return seed % 16 == 1
+
+
 def numbers(program: Program, seed: int, more: int = 0, *, finite: bool = False) -> list[Any]:
     """Inputs for a seed, or other ones: for some seeds with zeros of either sign, for a few with infinities and NaN."""
     inputs = example_inputs(program, seed + more)
     special: tuple[float, ...] = ()
     if seed % 4 == 0:
         special = (0.0, -0.0)
-    elif seed % 16 == 1 and not finite:
+    elif has_nonfinite(seed) and not finite:
         special = (float("inf"), -float("inf"), float("nan"))
     for tensor, entry in zip(inputs, program.inputs, strict=True):
-        if special and isinstance(tensor, torch.Tensor) and tensor.dtype.is_floating_point:
+        drawn = isinstance(tensor, torch.Tensor) and entry.name not in program.constants  # which are the model's own
+        if special and drawn and tensor.dtype.is_floating_point:
             generator = torch.Generator().manual_seed(seed ^ zlib.crc32(entry.name.encode()))
             for number in special:
                 share = 0.1 if number == 0 else 0.01

@@ -156,6 +156,8 @@ def test_an_accuracy_that_is_none_or_an_option_is_refused_where_it_is_written() 
         type("Sloppy", (SinToCos,), {"accuracy": "rouding"})
     with pytest.raises(PassError, match="annotated as an option"):
         type("Sloppy", (SinToCos,), {"accuracy": "rounding", "__annotations__": {"accuracy": "str"}})
+    with pytest.raises(PassError, match=r"spreads is annotated as an option[^!]*spreads: ClassVar\[bool\] = True"):
+        type("Sloppy", (SinToCos,), {"spreads": True, "__annotations__": {"spreads": "bool"}})
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphopt.errors import VerificationError
 from graphopt.ir.program import Input, Program
 from graphopt.ir.stages import WEIGHTS
-from graphopt.ir.verify import compare, evaluate, example_inputs, spread, verify
+from graphopt.ir.verify import Examples, compare, evaluate, example_inputs, outline, spread, verify
 from graphopt.testing import sketch
 from graphopt.testing.growing import inputs as inputs_of
 
@@ -187,3 +188,27 @@ def test_evaluates_in_double() -> None:
 def test_spread_of_a_result_that_is_nowhere_finite_is_zero() -> None:
     program = sketch("a = ops.aten.add.Tensor(x, 1)\nreturn (a,)", x="f32[3]").program
     assert spread(program, [torch.full((3,), float("nan"))]) == [0.0]
+
+
+def test_examples_are_made_as_recorded_when_they_are_asked_for() -> None:
+    with FakeTensorMode():
+        recorded = [torch.empty(2, 3, 4, dtype=torch.bfloat16).transpose(0, 2), torch.empty(1, 5).expand(7, 5)]
+    examples = Examples([*recorded, 3, recorded[0][:, 1:]])
+    assert len(examples) == 4 and examples[2] == 3 and [*examples][2:3] == [3] == [*examples[2:3]]
+    for value, made, without in zip(recorded, examples, examples.outlines, strict=False):
+        assert type(made) is torch.Tensor and made.device.type == "cpu" and not made.any()
+        for found in (made, without):
+            assert (found.shape, found.stride(), found.dtype) == (value.shape, value.stride(), value.dtype)
+        assert without.device.type == "meta"
+    assert examples[-1].stride() == recorded[0].stride()
+    with torch.inference_mode(), FakeTensorMode():
+        assert type(examples[0]) is torch.Tensor and not examples[0].is_inference()
+    with pytest.raises(IndexError):
+        examples[4]
+
+
+def test_outlines_of_symbolic_sizes_are_those_of_the_example() -> None:
+    program = inputs_of({"x": "state f32[B, 4]"}, {"B": 3}, frozenset("B"))
+    (value,) = (node.meta["val"] for node in program.placeholders)
+    assert Examples([value])[0].shape == outline(value).shape == (3, 4)
+    assert outline(torch.ones(2)).device.type == "meta" and outline("no tensor") == "no tensor"

@@ -12,7 +12,7 @@ from graphopt.errors import PassError, UsageError, VerificationError
 from graphopt.ir.program import Program
 from graphopt.ir.rewrite import Match, Pass, Refusal
 from graphopt.passes import RemoveDead
-from graphopt.testing import check_pass, check_sequence, sketch
+from graphopt.testing import check_pass, check_sequence, sketch, trace
 from graphopt.testing.checks import Checked
 
 aten = torch.ops.aten
@@ -196,3 +196,25 @@ def test_what_is_no_pass_and_no_program(check: Callable[[Any, Any], object]) -> 
         check(RemoveDead(), BODY)
     with pytest.raises(UsageError, match="the class RemoveDead is not a pass"):
         sketch(BODY, x="f32[2, 3]").rewritten(RemoveDead)  # type: ignore[arg-type]
+
+
+def test_constants_keep_their_numbers() -> None:
+    """They are the model's own tensors, whatever inputs a seed draws."""
+    constant = torch.arange(64.0)
+    program = trace(Constant(constant), torch.randn(4, 64)).program
+    assert program.constants
+    for seed in (0, 1, 16, 17):  # zeros of either sign, infinities
+        check_sequence([RemoveDead()], program, seed=seed)
+    assert torch.equal(constant, torch.arange(64.0))
+    assert all(torch.equal(value, constant) for value in program.constants.values())
+
+
+class Constant(torch.nn.Module):
+    """Adds a tensor that is neither parameter nor buffer."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        super().__init__()
+        self.held = [value]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.held[0]

@@ -101,7 +101,7 @@ class Layout:
 
     @property
     def numbers(self) -> int:
-        """Of a channel, that are laid out."""
+        """How many numbers of a channel are laid out."""
         return self.geometry.stride[0] * self.grids * self.rows * self.columns
 
     @property

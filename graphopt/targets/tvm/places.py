@@ -70,7 +70,7 @@ class Taps(Panels):
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
         taps = _panels(weight.flatten(2), self.size).permute(0, 3, 2, 1).flatten(2)
-        return pad(taps, (0, -taps.shape[2] % self.lanes))
+        return pad(taps, (0, -taps.shape[2] % self.lanes)).contiguous()
 
 
 @dataclass(frozen=True)

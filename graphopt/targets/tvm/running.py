@@ -23,7 +23,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ... import artifacts
 from ...ir.program import val
-from ...ir.verify import Examples
+from ...ir.verify import Examples, outline
 from . import entry, tuned
 from .image import MachineCode
 from .isa import Isa, detect
@@ -99,7 +99,8 @@ class Code:
         self.graph, self.root = graph, root
         self.inputs, self.constants = graph.find_nodes(op="placeholder"), graph.find_nodes(op="get_attr")
         self.results: Any = graph.output_node().args[0]
-        self._isa, self.examples = isa, _outlines(examples)
+        self._isa = isa
+        self.examples = examples.outlines if isinstance(examples, Examples) else list(map(outline, examples))
         if choices is None:
             choices = tuned.choices(torch.get_num_threads()) if isa is None else {}
         self._choices = choices
@@ -288,15 +289,3 @@ class Code:
 def _state(weight: torch.Tensor) -> tuple[int, int | None]:
     """What changes when a weight does: its address, and its version; None where versions are not counted."""
     return weight.data_ptr(), None if weight.is_inference() else weight._version
-
-
-def _outlines(examples: Sequence[Any]) -> list[Any]:
-    """Shapes and strides of tensors without their memory; other values as they are."""
-    if isinstance(examples, Examples):
-        return examples.outlines
-    return [
-        torch.empty_strided(entry.shape, entry.stride(), dtype=entry.dtype, device="meta")
-        if isinstance(entry, torch.Tensor)
-        else entry
-        for entry in examples
-    ]
