@@ -42,7 +42,7 @@ from typing import Any, TypeVar
 
 import diffusers
 import torch
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
 import graphopt
 from benchmarks.harness import Timing, interleave, paired
@@ -94,7 +94,8 @@ class Positional(torch.nn.Module):
 
     def __init__(self, module: torch.nn.Module, example: Arguments) -> None:
         super().__init__()
-        self.module, self.result = module, None
+        self.module = module
+        self.result: TreeSpec | None = None
         self.leaves, self.spec = tree_flatten(_cast(example, torch.float32))
         self.places = [place for place, leaf in enumerate(self.leaves) if isinstance(leaf, torch.Tensor)]
         self.rest = _without_tensors(self.leaves)
