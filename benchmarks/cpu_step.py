@@ -24,6 +24,7 @@ fails. What is not installed is left out, and said: ``pip install openvino``; to
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import importlib
 import importlib.util
@@ -34,83 +35,101 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import torch
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
 import graphopt
 from benchmarks.harness import Timing, interleave, paired
 from benchmarks.models import Denoiser, denoisers, more_models
 from graphopt.ir.stages import STAGES
-from graphopt.targets.tvm.target import Tvm
 
 MOST_OFF = 1e-5  # largest difference to float64, relative to the largest value
 MODELS = ("dit-s/2", "sd-like u-net", "emoji-dit", "emoji-unet")
 DEFAULT = ("original", "exact", "tvm", "openvino")
 _MANY = 500_000_000  # parameters: of larger models, copies share the weights
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a call: positional ones, and those by keyword
+Install = Callable[[torch.nn.Module, Arguments, int], None]  # a module, its first call, the number of threads
 Run = Callable[[dict[str, Any]], torch.Tensor]
+T = TypeVar("T")
 
 
 # -- contenders ------------------------------------------------------------------------------------------------------
 
 
-def _original(module: torch.nn.Module, given: dict[str, Any], threads: int) -> Run:
-    return lambda call: _first(module(**call))
+def _original(module: torch.nn.Module, example: Arguments, threads: int) -> None:
+    """It stays as it is."""
 
 
-def _exact(module: torch.nn.Module, given: dict[str, Any], threads: int) -> Run:
-    graphopt.compile(module, target="eager", inputs=given, strict=True)
-    return lambda call: _first(module(**call))
+def _graphopt(target: str) -> Install:
+    def install(module: torch.nn.Module, example: Arguments, threads: int) -> None:
+        graphopt.compile(module, target=target, inputs=example[1], strict=True)
+
+    return install
 
 
-def _tvm(module: torch.nn.Module, given: dict[str, Any], threads: int) -> Run:
-    graphopt.compile(module, target=Tvm(), inputs=given, strict=True)
-    return lambda call: _first(module(**call))
-
-
-def _torch_compile(mode: str | None) -> Callable[[torch.nn.Module, dict[str, Any], int], Run]:
-    def build(module: torch.nn.Module, given: dict[str, Any], threads: int) -> Run:
+def _torch_compile(mode: str | None) -> Install:
+    def install(module: torch.nn.Module, example: Arguments, threads: int) -> None:
         import torch._inductor.config as config
 
         config.freezing, config.force_disable_caches = True, True
-        compiled = torch.compile(module, mode=mode, dynamic=False)
-        return lambda call: _first(compiled(**call))
+        module.compile(mode=mode, dynamic=False)
 
-    return build
+    return install
 
 
-class _Positional(torch.nn.Module):
-    """A module as a function of the tensors among its arguments, which is what OpenVINO converts."""
+class Positional(torch.nn.Module):
+    """A module as a function from the tensors among its arguments to those of its result, which OpenVINO converts.
 
-    def __init__(self, module: torch.nn.Module, given: dict[str, Any]) -> None:
+    Attributes
+    ----------
+    result : how the module's result is made of tensors, from the first call on.
+    """
+
+    def __init__(self, module: torch.nn.Module, example: Arguments) -> None:
         super().__init__()
         self.module = module
-        self.leaves, self.spec = tree_flatten(given)
+        self.result: TreeSpec | None = None
+        self.leaves, self.spec = tree_flatten(_cast(example, torch.float32))
         self.places = [place for place, leaf in enumerate(self.leaves) if isinstance(leaf, torch.Tensor)]
+        self.rest = _without_tensors(self.leaves)
 
-    def tensors(self, given: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        leaves = tree_flatten(given)[0]
+    def tensors(self, given: Arguments) -> tuple[torch.Tensor, ...]:
+        """Those of a call like the first one, in float32 where they are floating-point."""
+        leaves, spec = tree_flatten(_cast(given, torch.float32))
+        if spec != self.spec or _without_tensors(leaves) != self.rest:
+            raise ValueError(f"{type(self.module).__name__} was converted for calls with other arguments")
         return tuple(leaves[place].contiguous() for place in self.places)
 
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         leaves: list[Any] = list(self.leaves)
         for place, tensor in zip(self.places, tensors, strict=True):
             leaves[place] = tensor
-        return _first(self.module(**tree_unflatten(leaves, self.spec)))
+        args, kwargs = tree_unflatten(leaves, self.spec)
+        found, self.result = tree_flatten(self.module(*args, **kwargs))
+        return tuple(found)
+
+    def rebuilt(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """The module's result."""
+        assert self.result is not None
+        return tree_unflatten(tensors, self.result)
 
 
-def _openvino(module: torch.nn.Module, given: dict[str, Any], threads: int) -> Run:
+def _without_tensors(leaves: Sequence[Any]) -> list[Any]:
+    return [torch.Tensor if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+
+
+def _openvino(module: torch.nn.Module, example: Arguments, threads: int) -> None:
     openvino = importlib.import_module("openvino")
     hint = "f32" if next(module.parameters()).dtype == torch.float32 else "bf16"
-    module, given = module.float(), _cast(given, torch.float32)  # its inputs and results are NumPy's
-    positional = _Positional(module, given).eval()
-    tensors = positional.tensors(given)
+    positional = Positional(module.float(), example).eval()  # inputs and results are NumPy's
+    tensors = positional.tensors(example)
     model = openvino.convert_model(positional, example_input=tensors)
     if len(model.inputs) != len(tensors):
         raise ValueError(f"OpenVINO found {len(model.inputs)} inputs of {len(tensors)}")
@@ -121,21 +140,23 @@ def _openvino(module: torch.nn.Module, given: dict[str, Any], threads: int) -> R
     }  # fmt: skip
     request = openvino.compile_model(model, "CPU", settings).create_infer_request()
 
-    def run(call: dict[str, Any]) -> torch.Tensor:
-        arrays = [tensor.numpy() for tensor in positional.tensors(_cast(call, torch.float32))]
-        return torch.from_numpy(request.infer(arrays, share_inputs=True, share_outputs=True)[0])
+    def call(*args: Any, **kwargs: Any) -> Any:
+        arrays = [tensor.numpy() for tensor in positional.tensors((args, kwargs))]
+        found = request.infer(arrays, share_inputs=True)
+        return positional.rebuilt([torch.from_numpy(found[number]) for number in range(len(found))])
 
-    return run
+    module._compiled_call_impl = call
 
 
-CONTENDERS: dict[str, Callable[[torch.nn.Module, dict[str, Any], int], Run]] = {
+TARGETS = {"exact": "eager", "tvm": "tvm"}  # of contenders that graphopt compiles
+CONTENDERS: dict[str, Install] = {
     "original": _original,
-    "exact": _exact,
-    "tvm": _tvm,
+    **{name: _graphopt(target) for name, target in TARGETS.items()},
     "torch.compile": _torch_compile(None),
     "torch.compile max-autotune": _torch_compile("max-autotune"),
     "openvino": _openvino,
 }
+PEERS = ("openvino", "torch.compile", "torch.compile max-autotune", "exact")  # of tvm
 
 
 def missing(contender: str) -> str | None:
@@ -147,6 +168,15 @@ def missing(contender: str) -> str | None:
     if contender.startswith("torch.compile") and not (shutil.which("g++") or shutil.which("clang++")):
         return "no C++ compiler"
     return None
+
+
+def reason(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200]
+
+
+def _run(module: torch.nn.Module) -> Run:
+    return lambda call: _first(module(**call))
 
 
 def _first(result: Any) -> torch.Tensor:
@@ -168,6 +198,7 @@ class Result:
     compiling : seconds from the module to its first result.
     off : difference to float64.
     most_off : difference to float64 that is too large.
+    unit : of differences, with a space before it.
     flops : of the step as a contender performs it; empty where no graphopt contender counted them.
     left_out : contenders that did not run, and why; `failed` those of them that should have.
     """
@@ -179,11 +210,23 @@ class Result:
     left_out: dict[str, str] = field(default_factory=dict)
     most_off: float = MOST_OFF
     failed: list[str] = field(default_factory=list)
+    unit: str = ""
+
+    @contextlib.contextmanager
+    def attempt(self, contender: str) -> Iterator[None]:
+        """Leaves a contender out that raises: it should not end the race of the others."""
+        try:
+            yield
+        except Exception as error:
+            self.left_out[contender] = reason(error)
+            self.failed.append(contender)
 
     def complaints(self, name: str) -> list[str]:
         """What makes the exit status 1."""
         bad = [
-            f"{name}, {contender}: off by {off:.1e}" for contender, off in self.off.items() if not off <= self.most_off
+            f"{name}, {contender}: off by {off:.2g}{self.unit}"
+            for contender, off in self.off.items()
+            if not off <= self.most_off
         ]
         return bad + [f"{name}, {contender}: {self.left_out[contender]}" for contender in self.failed]
 
@@ -211,24 +254,20 @@ def measure(
     checked = (-1, -2)
     expected = _in_double(module, [inputs(number) for number in checked])
     for name in contenders:
-        if reason := missing(name):
-            result.left_out[name] = reason
+        if absent := missing(name):
+            result.left_out[name] = absent
             continue
         mine = _copy(module)
-        try:
+        run = _run(mine)
+        with result.attempt(name), torch.no_grad():
             start = time.perf_counter()
-            with torch.no_grad():
-                run = CONTENDERS[name](mine, inputs(checked[0]), threads)
-                run(inputs(checked[0]))
-                result.compiling[name] = time.perf_counter() - start
-                got = [run(inputs(number)).clone() for number in checked]  # OpenVINO's results share its memory
-        except Exception as error:  # one contender that cannot run the model should not end the race of the others
-            result.left_out[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-            result.failed.append(name)
-            continue
-        result.off[name] = max(_difference(ours, true) for ours, true in zip(got, expected, strict=True))
-        _count(result, name, mine, schedule)
-        runs[name] = run
+            CONTENDERS[name](mine, ((), inputs(checked[0])), threads)
+            run(inputs(checked[0]))
+            result.compiling[name] = time.perf_counter() - start
+            got = [run(inputs(number)) for number in checked]
+            result.off[name] = max(_difference(ours, true) for ours, true in zip(got, expected, strict=True))
+            _count(result, name, mine, schedule)
+            runs[name] = run
     if dtype != torch.float32:
         with torch.no_grad():
             own = [_first(module(**inputs(number))) for number in checked]
@@ -255,9 +294,9 @@ def _timed(run: Run) -> Callable[[Sequence[dict[str, Any]]], float]:
     return seconds
 
 
-def _cast(given: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def _cast(given: T, dtype: torch.dtype) -> T:
     """Arguments with all floating-point tensors of one type."""
-    cast: dict[str, Any] = tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, given)
+    cast: T = tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, given)
     return cast
 
 
@@ -296,13 +335,13 @@ def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 def _count(result: Result, name: str, module: torch.nn.Module, schedule: int) -> None:
     """FLOPs from the report of a compiled module; what it captured is what the others compute."""
-    if not hasattr(module, "_compiled_call_impl") or name not in ("exact", "tvm"):
+    if name not in TARGETS:
         return
     variant = graphopt.report(module).modules[0].variants[-1]
     at_each_step = {"common", "step"} if schedule else {*STAGES} - {"weights", "request"}
     result.flops[name] = float(sum(stage.flops for stage in variant.stages if stage.name in at_each_step))
     for other in CONTENDERS:
-        if other not in ("exact", "tvm"):
+        if other not in TARGETS:
             result.flops.setdefault(other, float(variant.captured_flops))
 
 
@@ -372,16 +411,22 @@ def markdown(name: str, result: Result, peak_flops: float | None, threads: int, 
             f"| {speed} | {share} | {result.compiling[contender]:.1f} | {error} |"
         )
     lines.append("")
-    for peer in ("openvino", "torch.compile", "torch.compile max-autotune", "exact"):
-        if timing := result.against("tvm", peer):
-            lines.append(f"- tvm, of {peer}'s time: {timing.ratio:.3f} ({timing.low:.3f} to {timing.high:.3f})")
-    lines += [f"- {contender} left out: {reason}" for contender, reason in result.left_out.items()]
+    lines += remarks(result)
     if peak_flops:
         lines.append(f"- peak: {peak_flops / 1e9:.0f} GFLOP/s")
     return "\n".join([*lines, ""])
 
 
-def _names(known: Mapping[str, Any], what: str) -> Callable[[str], list[str]]:
+def remarks(result: Result) -> list[str]:
+    """How the TVM target compares with its peers, and who is missing."""
+    against = {peer: timing for peer in PEERS if (timing := result.against("tvm", peer))}
+    return [
+        f"- tvm, of {peer}'s time: {timing.ratio:.3f} ({timing.low:.3f} to {timing.high:.3f})"
+        for peer, timing in against.items()
+    ] + [f"- {contender} left out: {why}" for contender, why in result.left_out.items()]
+
+
+def names(known: Mapping[str, Any], what: str) -> Callable[[str], list[str]]:
     """Reads names with commas between them."""
 
     def read(text: str) -> list[str]:
@@ -394,28 +439,47 @@ def _names(known: Mapping[str, Any], what: str) -> Callable[[str], list[str]]:
     return read
 
 
-def main() -> int:
-    """Run the races asked for; 1 when a contender fails or computes something else."""
-    warnings.simplefilter("ignore")
-    diffusers.utils.logging.set_verbosity_error()
-    known = {**denoisers(), **more_models()}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=_names(known, "model"), default=list(MODELS), help="with commas in between")
+def options_of(
+    description: str | None, known: Mapping[str, Any], models: Sequence[str], contenders: Sequence[str], rounds: int
+) -> argparse.ArgumentParser:
+    """The options that all races on the CPU have, with their defaults; `known` are the models that can be asked for."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=names(known, "model"), default=list(models), help="with commas in between")
     parser.add_argument(
-        "--contenders", type=_names(CONTENDERS, "contender"), default=list(DEFAULT),
+        "--contenders", type=names(CONTENDERS, "contender"), default=list(contenders),
         help=f"with commas in between; the others are compared with the first one (of {', '.join(CONTENDERS)})",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write all figures there as well")
+    return parser
+
+
+def prepare(threads: int) -> None:
+    """A process in which nothing is kept from earlier ones: seconds to compile are those of the first time."""
+    warnings.simplefilter("ignore")
+    diffusers.utils.logging.set_verbosity_error()
+    os.environ["GRAPHOPT_CACHE"] = "0"
+    torch.set_num_threads(threads)
+
+
+def verdict(bad: Sequence[str], good: str) -> int:
+    """Say how it went; the exit status."""
+    print("verdict: " + ("FAILED: " + "; ".join(bad) if bad else good))
+    return 1 if bad else 0
+
+
+def main() -> int:
+    """Run the races asked for; 1 when a contender fails or computes something else."""
+    known = {**denoisers(), **more_models()}
+    parser = options_of(__doc__, known, MODELS, DEFAULT, rounds=20)
     parser.add_argument("--calls", type=int, default=3, help="of a contender in a row; the first is not timed")
     parser.add_argument("--schedule", type=int, default=0, metavar="N", help="timesteps repeat after N calls")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--json", type=Path, help="write all figures there as well")
     options = parser.parse_args()
     if options.calls < 2 or options.rounds < 1:
         parser.error("at least two calls, the first of which is not timed, and one round")
-    os.environ["GRAPHOPT_CACHE"] = "0"  # seconds to compile are those of the first time
-    torch.set_num_threads(options.threads)
+    prepare(options.threads)
     found, bad = dict[str, Any](), list[str]()
     fastest: float | None = None
     for name in options.models:
@@ -434,8 +498,7 @@ def main() -> int:
     within = (
         f"within {MOST_OFF:.0e} of float64's" if options.dtype == "float32" else "no further off than the original's"
     )
-    print("verdict: " + ("FAILED: " + "; ".join(bad) if bad else f"outputs are {within}"))
-    return 1 if bad else 0
+    return verdict(bad, f"outputs are {within}")
 
 
 if __name__ == "__main__":
