@@ -15,7 +15,8 @@ import torch
 from graphopt.ir.program import Role
 from graphopt.ir.relations import BRANCHES, Constant, Paired, Relation, Repeated, Unchanged, bits, repeats
 
-# Where features lie, by rank: of vectors, of tokens, of images, of videos with channels or frames first.
+# Where features lie, by rank: of vectors, of tokens, of images, of videos with channels or frames first. Whole numbers
+# have none: they name tokens or classes, and what a prompt is filled up with says nothing about the next one.
 _FEATURES: dict[int, tuple[int, ...]] = {2: (1,), 3: (2,), 4: (1,), 5: (1, 2)}
 
 
@@ -47,6 +48,7 @@ class Watch:
     patience: int = 8
     _last: list[torch.Tensor] = field(default_factory=list)
     _same: dict[int, torch.Tensor | None] = field(default_factory=dict)  # state → entries that never changed
+    _whole: set[int] = field(default_factory=set)  # states of whole numbers
     _moves: int = 0
     _groups: list[int] = field(default_factory=lambda: [1])  # calls on each state so far
     _calls: int = 0
@@ -80,6 +82,8 @@ class Watch:
         for position, (new, old, role) in enumerate(zip(tensors, self._last, self.roles, strict=True)):
             if role != "state":
                 continue
+            if not (new.is_floating_point() or new.is_complex()):
+                self._whole.add(position)
             same = bits(new) == bits(old)
             before = self._same.get(position)
             self._same[position] = same if before is None else same & before
@@ -90,7 +94,7 @@ class Watch:
             if bool(same.all()):
                 yield Unchanged(self.paths[position])
                 continue
-            for dim in _FEATURES.get(same.ndim, ()):
+            for dim in _FEATURES.get(same.ndim, ()) if position not in self._whole else ():
                 ranges = list(_runs(same, dim))
                 if ranges:
                     yield from (Constant(self.paths[position], dim, *found) for found in ranges)

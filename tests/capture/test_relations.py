@@ -56,6 +56,15 @@ def test_parts_that_stay_the_same() -> None:
     )  # fmt: skip
 
 
+def test_tokens_have_no_features() -> None:
+    """What prompts of some lengths are filled up with is no part that stays the same in a run."""
+    prompts = [torch.tensor([[5, 7, 9 + k, 0, 0, 0]]) for k in range(4)]
+    assert seen((prompt, 0.0, PROMPT) for prompt in prompts) == (3, ())
+    watch = Watch(("tokens", "sample"), ("state", "state"))
+    answers = [watch.see([prompts[0], noise()]) for _ in range(3)]
+    assert answers == [None, None, (Unchanged("tokens"),)]
+
+
 def test_a_part_that_changed_once_does_not_stay_the_same() -> None:
     still = [noise(1, 1, 2, 2), noise(1, 1, 2, 2)]
     assert seen((torch.cat([noise(), still[k > 1]], 1), float(-k), PROMPT) for k in range(9)) == (3, ())
