@@ -212,7 +212,7 @@ def _most() -> int:
 
 
 def _warn(why: str) -> None:
-    """Say once a process why nothing is kept, or not as asked for."""
+    """Say once a process why something is not kept, or not as asked for."""
     _warned.append(why)
     if len(_warned) == 1:
-        warnings.warn(f"nothing is kept for later processes: {why}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"not everything is kept for later processes: {why}", RuntimeWarning, stacklevel=3)

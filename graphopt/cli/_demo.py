@@ -20,7 +20,8 @@ from graphopt.cli._app import errors
 from graphopt.cli._grid import Column, amplified, grid
 from graphopt.cli._load import device_of, load
 from graphopt.cli._measure import Comparison, Difference, Sampled, Sampler, Spread, in_turns, per_image, per_step
-from graphopt.cli._show import duration, remark, show_modules, table
+from graphopt.cli._show import remark, show_modules, table
+from graphopt.debug.figures import duration
 from graphopt.energy import Choice, best_meter
 from graphopt.ir.rewrite import Pass
 from graphopt.runtime.report import Report

@@ -29,10 +29,6 @@ def table(title: str, *columns: str, left: Sequence[str] = ()) -> Table:
     return made
 
 
-def duration(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
-
-
 def remark(console: Console, text: str | Text) -> None:
     """Print a paragraph, indented as the tables are."""
     console.print(Padding(Text.from_markup(text) if isinstance(text, str) else text, (0, 0, 0, 2)))

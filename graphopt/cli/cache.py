@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,12 +33,22 @@ def cache(action: Action = None, as_json: AsJson = False, debug: Debug = False) 
         graphopt cache clear
     """
     if action not in (None, "clear"):
-        raise UsageError(f"there is nothing to do named '{action}'", where="graphopt cache",
+        raise UsageError(f"'{action}' is nothing that it can do", where="graphopt cache",
                          hint=nearest(action, ("clear",)))  # fmt: skip
     from graphopt import artifacts
 
     folder = artifacts.folder()
-    found = artifacts.clear() if action == "clear" else artifacts.kept()
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder", where="graphopt cache",
+                         hint="GRAPHOPT_CACHE_DIR names another")  # fmt: skip
+    if (most := os.environ.get("GRAPHOPT_CACHE_BYTES", "0")) and not most.isdecimal():
+        raise UsageError(f"'{most}' is not a number of bytes", where="GRAPHOPT_CACHE_BYTES",
+                         hint="1073741824, which it is by default, for a GiB")  # fmt: skip
+    try:
+        found = artifacts.clear() if action == "clear" else artifacts.kept()
+    except OSError as error:
+        raise UsageError(f"not all of it could be removed: {error}", where="graphopt cache clear",
+                         hint="what could be is gone; GRAPHOPT_CACHE_DIR names another folder") from None  # fmt: skip
     if as_json:
         made = {
             "folder": None if folder is None else str(folder),
@@ -63,5 +74,7 @@ def _show(folder: Path | None, found: Sequence[Artifact], cleared: bool) -> None
     programs = sum(artifact.kind == PROGRAM for artifact in found)
     size = scaled(sum(artifact.bytes for artifact in found), "B")
     what = f"{counted(programs, 'graph')}, code of {counted(len(found) - programs, 'stage')}, {size}"
+    if not folder.exists():
+        what = "nothing is kept yet"
     what = f"removed {what}" if cleared else what
     out().print(Text.assemble((str(folder), "bold"), f": {what}"), soft_wrap=True)

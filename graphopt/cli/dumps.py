@@ -31,8 +31,8 @@ def _evaluate(function: Callable[..., Any], path: Path) -> None:
     import torch
     from torch.utils._pytree import tree_leaves
 
-    from graphopt.cli._show import duration
     from graphopt.debug.dumps import load_constants, source
+    from graphopt.debug.figures import duration
     from graphopt.ir.notation import describe
     from graphopt.ir.reader import parse_inputs
     from graphopt.ir.verify import example_inputs

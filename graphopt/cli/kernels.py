@@ -87,12 +87,13 @@ def kernels(
                       "tvm", pass_pipeline, tuple(one_pass or ()))  # fmt: skip
     session = request.open()
     name, others, step, code = generated(session, module)
-    from graphopt.targets.tvm.timing import measure, peaks
+    from graphopt.targets.tvm.timing import measure, peak, peaks
 
     if source is not None:
         typer.echo(code.source(source, _named(code, kernel) if kernel else None))
         return
     with phase(f"timing the kernels of {name}"):
+        peak()
         found = [entry for entry in measure(code, step.arguments, repeats) if kernel in (None, entry.name)]
         reached = peaks(found)
     if kernel is not None and not found:
@@ -157,8 +158,8 @@ def _show(
 
     from rich.text import Text
 
-    from graphopt.cli._show import duration, remark, table
-    from graphopt.debug.figures import scaled
+    from graphopt.cli._show import remark, table
+    from graphopt.debug.figures import duration, scaled
 
     console, total = out(), sum(entry.seconds for entry in found)
     console.rule(Text(f"{session.title}: {name}", style="bold"), align="left")

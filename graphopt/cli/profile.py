@@ -192,7 +192,8 @@ def _show(title: str, found: Profile, repeats: int, top: int) -> None:
 
 
 def _stages(stages: Sequence[StageTime]) -> Any:
-    from graphopt.cli._show import duration, table
+    from graphopt.cli._show import table
+    from graphopt.debug.figures import duration
 
     rows = table("Stages", "stage", "target", "calls", "kernel", "its nodes", "predicted", "ratio", left=("target",))
     for stage in stages:
@@ -220,8 +221,8 @@ def _agreement(stages: Sequence[StageTime]) -> Any:
 
 
 def _groups(title: str, name: str, groups: Sequence[Group], step: StageTime, top: int) -> Any:
-    from graphopt.cli._show import duration, table
-    from graphopt.debug.figures import scaled
+    from graphopt.cli._show import table
+    from graphopt.debug.figures import duration, scaled
 
     rows = table(title, name, "nodes", "time", "share", "predicted", "ratio", "FLOP/s", "B/s")
     shown = groups[: max(top, 1)]
@@ -249,8 +250,8 @@ def _groups(title: str, name: str, groups: Sequence[Group], step: StageTime, top
 def _slowest(step: StageTime, top: int) -> Any:
     from rich.text import Text
 
-    from graphopt.cli._show import duration, table
-    from graphopt.debug.figures import scaled
+    from graphopt.cli._show import table
+    from graphopt.debug.figures import duration, scaled
 
     rows = table(f"The {top} slowest nodes of the step", "node", "time", "ratio", "FLOP/s", "B/s")
     for node in sorted(step.nodes, key=lambda node: -node.seconds)[:top]:
@@ -266,7 +267,7 @@ def _judgement(step: StageTime) -> Any:
     from rich.padding import Padding
     from rich.text import Text
 
-    from graphopt.cli._show import duration
+    from graphopt.debug.figures import duration
     from graphopt.debug.profile import misjudged, rank_correlation
 
     correlation = rank_correlation(step.nodes)

@@ -166,7 +166,8 @@ def _begin(
 def _show(rows: list[dict[str, Any]], report: Any) -> None:
     from rich.text import Text
 
-    from graphopt.cli._show import duration, fates
+    from graphopt.cli._show import fates
+    from graphopt.debug.figures import duration
 
     for row in rows:
         prompt = f"  “{row['prompt']}”" if row["prompt"] else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections import Counter
@@ -71,6 +72,8 @@ def tune(
         graphopt tune emoji-unet --budget 90s --module vae.decoder
     """
     seconds = seconds_of(budget)
+    if seconds or again:
+        _check_kept()
     request = Request(pipeline, prompt, steps, seed, height, width, tuple(arg or ()), None,
                       "tvm", pass_pipeline, tuple(one_pass or ()))  # fmt: skip
     session = request.open()
@@ -86,11 +89,15 @@ def tune(
         with _progress(search) as say:
             search.run(seconds, say)
     except OSError as error:
-        raise UsageError(f"what is found cannot be kept: {error}", where="graphopt tune",
-                         hint="GRAPHOPT_CACHE_DIR names another folder") from None  # fmt: skip
-    with phase(f"timing whole steps: {_ROUNDS} rounds"):
-        before, after = gain(code, step.arguments, _ROUNDS)
+        raise _not_kept(error) from None
+    except KeyboardInterrupt:
+        note("what was found so far is kept; the next run goes on from there")
+        raise
     outcomes = search.outcomes()
+    before = after = None
+    if any(outcome.found and outcome.found.choice for outcome in outcomes):
+        with phase(f"timing whole steps: {_ROUNDS} rounds"):
+            before, after = gain(code, step.arguments, _ROUNDS)
     if as_json:
         made = {
             "module": name, "threads": search.threads, "database": str(tuned.path()),
@@ -104,6 +111,23 @@ def tune(
         note(f"--module takes the others, too: {', '.join(others)}")
 
 
+def _check_kept() -> None:
+    """Raise UsageError where what is found could not be kept, before anything is loaded and measured."""
+    if importlib.util.find_spec("tvm") is None:
+        return  # which the target says better
+    from graphopt.targets.tvm import tuned
+
+    try:
+        tuned.forget(0, ())
+    except OSError as error:
+        raise _not_kept(error) from None
+
+
+def _not_kept(error: OSError) -> UsageError:
+    hint = "GRAPHOPT_CACHE_DIR names another folder"
+    return UsageError(f"what is found cannot be kept: {error}", where="graphopt tune", hint=hint)
+
+
 def seconds_of(text: str) -> float:
     """Of a time such as 90s, 5m or 1h.
 
@@ -113,7 +137,7 @@ def seconds_of(text: str) -> float:
     """
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([smh]?)", text.strip())
     if match is None:
-        raise UsageError(f"'{text}' is not a time", where="--budget", hint="90s, 5m or 1h")
+        raise UsageError(f"'{text}' is not a time of 0s or more", where="--budget", hint="90s, 5m or 1h")
     return float(match[1]) * _UNITS[match[2]]
 
 
@@ -144,10 +168,11 @@ def _gain(found: Found) -> str:
     return f"{found.default_seconds / found.seconds:.2f} times as fast"
 
 
-def _show(session: Session, name: str, outcomes: Sequence[Outcome], before: float, after: float) -> None:
+def _show(session: Session, name: str, outcomes: Sequence[Outcome], before: float | None, after: float | None) -> None:
     from rich.text import Text
 
-    from graphopt.cli._show import duration, remark, table
+    from graphopt.cli._show import remark, table
+    from graphopt.debug.figures import counted, duration
 
     console, total = out(), sum(outcome.subject.seconds for outcome in outcomes)
     console.rule(Text(f"{session.title}: {name}", style="bold"), align="left")
@@ -166,8 +191,13 @@ def _show(session: Session, name: str, outcomes: Sequence[Outcome], before: floa
             _choice(found),
         )
     console.print(rows)
-    remark(console, Text(f"{summary(outcomes)} Whole steps, in turns: {duration(before)} with the default schedules, "
-                         f"{duration(after)} with the chosen ones."))  # fmt: skip
+    said = [summary(outcomes)]
+    if before is not None and after is not None:
+        said.append(f"Whole steps, in turns: {duration(before)} with the default schedules, {duration(after)} with the "
+                    "chosen ones.")  # fmt: skip
+    if left := sum(outcome.found is None or not outcome.found.finished for outcome in outcomes):
+        said.append(f"{counted(left, 'kernel has', 'kernels have')} candidates left: the next run goes on there.")
+    remark(console, Text(" ".join(said)))
 
 
 def _choice(found: Found | None) -> str:

@@ -21,6 +21,15 @@ def scaled(amount: Any, unit: str = "") -> str:
     return f"{digits} {prefixes[0]}{unit}".strip()
 
 
+def duration(seconds: float) -> str:
+    """``1.23 s``, or in milliseconds where it is less than one.
+
+    >>> duration(1.234), duration(0.6411)
+    ('1.23 s', '641 ms')
+    """
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
 def counted(count: int, noun: str, plural: str = "s") -> str:
     """``1 call``, ``2 calls``; `plural` is an ending, or the whole word."""
     many = plural if len(plural) > 2 else noun + plural

@@ -822,7 +822,8 @@ class Installed:
         if variant.lost and others:
             self.variants = [known for known in self.variants if known is not variant]
             others[0].built.unused = tuple(dict.fromkeys((*others[0].built.unused, *variant.relations)))
-            others[0].built.notes.append(f"assuming that {_listed(variant.relations)} did not pay")
+            if variant.relations:
+                others[0].built.notes.append(f"assuming that {_listed(variant.relations)} did not pay")
 
     def _checked(self, variant: Variant, call: Call, expected: Any) -> Any:
         """The compiled result; None, and a note why with the variant, when it cannot be right."""

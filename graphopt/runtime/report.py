@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from graphopt.debug.figures import counted, scaled, weights_alone
+from graphopt.debug.figures import counted, duration, scaled, weights_alone
 from graphopt.debug.statistics import PassRecord
 from graphopt.ir.cost import nbytes, program_cost, stage_costs
 from graphopt.ir.program import Program, val
@@ -58,7 +58,7 @@ class ContenderReport:
         if self.faster is None or self.seconds is None or self.interval is None:
             return f"{self.target} left out: {self.left_out}"
         low, high = self.interval
-        return f"{self.target} {1e3 * self.seconds:.3g} ms, {self.faster:.2f} times as fast ({low:.2f} to {high:.2f})"
+        return f"{self.target} {duration(self.seconds)}, {self.faster:.2f} times as fast ({low:.2f} to {high:.2f})"
 
 
 @dataclass
@@ -96,7 +96,7 @@ class VariantReport:
         """What was measured, in a line; None where nothing was."""
         if self.original_seconds is None:
             return None
-        return "; ".join([f"measured: original {1e3 * self.original_seconds:.3g} ms", *map(str, self.contenders)])
+        return "; ".join([f"measured: original {duration(self.original_seconds)}", *map(str, self.contenders)])
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -38,5 +39,27 @@ def test_switched_off(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistakes(run: Run) -> None:
     result = run("cache", "cler")
     assert result.exit_code == 2
-    for word in ("there is nothing to do named 'cler'", "clear"):
+    for word in ("'cler' is nothing that it can do", "clear"):
         assert word in result.stderr
+
+
+def test_folders_and_sizes_that_are_none(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHOPT_CACHE_DIR", str(tmp_path / "none"))
+    assert "nothing is kept yet" in run("cache").stdout
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GRAPHOPT_CACHE_DIR", str(tmp_path / "file"))
+    result = run("cache")
+    assert result.exit_code == 2 and "is not a folder" in result.stderr
+    monkeypatch.setenv("GRAPHOPT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("GRAPHOPT_CACHE_BYTES", "many")
+    result = run("cache")
+    assert result.exit_code == 2 and "'many' is not a number of bytes" in result.stderr
+
+
+def test_what_cannot_be_removed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("graphopt.artifacts.clear", refused)
+    result = run("cache", "clear")
+    assert result.exit_code == 2 and "Read-only file system" in result.stderr

@@ -83,9 +83,12 @@ def _dot(launch: Launch) -> Dot:
 
 
 def peaks(kernels: Sequence[KernelTime]) -> dict[str, float]:
-    """The peak of each kind of product among some kernels, and of float32, in FLOP/s."""
+    """The peak of each kind of product among some kernels, and of float32, in FLOP/s.
+
+    Measured again, since something else may have run beside it the first time: the larger one holds.
+    """
     used = {FLOAT32.name, *(entry.multiplies for entry in kernels)}
-    return {dot.name: peak(dot) for dot in (FLOAT32, BFLOAT16) if dot.name in used}
+    return {dot.name: max(peak(dot), peak.__wrapped__(dot)) for dot in (FLOAT32, BFLOAT16) if dot.name in used}
 
 
 @cache
