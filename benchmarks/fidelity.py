@@ -34,6 +34,7 @@ import numpy as np
 import torch
 
 import graphopt
+from benchmarks.models import bundled_pipeline
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "DDIM": ("DDIMScheduler", {}),
@@ -91,7 +92,7 @@ QUICK = [
 
 def load(name: str, setting: str = "plain") -> Any:
     """A bundled pipeline in float32, silent; with what the setting adds."""
-    pipe = diffusers.DiffusionPipeline.from_pretrained(graphopt.bundled(name), torch_dtype=torch.float32)
+    pipe = bundled_pipeline(name, torch_dtype=torch.float32)
     if setting in _OF_UNETS:
         torch.manual_seed(0)
         parts = dict(pipe.components)

@@ -12,6 +12,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 
 import graphopt
 
@@ -23,6 +24,14 @@ class Denoiser:
     name: str
     make: Callable[[], torch.nn.Module]
     call: Callable[[int], dict[str, Any]]
+
+
+def bundled_pipeline(name: str, **options: Any) -> Any:
+    """A bundled pipeline, loaded without bars and messages: benchmarks print tables."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    return diffusers.DiffusionPipeline.from_pretrained(graphopt.bundled(name), **options)
 
 
 def _steps(latent: tuple[int, ...], time: str, sample: str, **conditions: Any) -> Callable[[int], dict[str, Any]]:
@@ -58,7 +67,7 @@ def _random(kind: type[torch.nn.Module], **config: Any) -> Callable[[], torch.nn
 
 def _bundled(name: str) -> Callable[[], torch.nn.Module]:
     def make() -> torch.nn.Module:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(graphopt.bundled(name))
+        pipe = bundled_pipeline(name)
         module: torch.nn.Module = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
         return module.eval()
 

@@ -14,8 +14,7 @@ from typing import Any
 import diffusers
 import torch
 
-import graphopt
-from benchmarks.models import random_weights
+from benchmarks.models import bundled_pipeline, random_weights
 
 PROMPTS = ["red apple", "cat face", "rocket", "grinning face", "house", "snowman", "dolphin", "umbrella"]
 
@@ -105,7 +104,7 @@ def _normal(seed: int, place: int, *shape: int) -> torch.Tensor:
 
 def _bundled(name: str, extra: dict[str, Any]) -> DiffusersPipeline:
     def make() -> Any:
-        return _silent(diffusers.DiffusionPipeline.from_pretrained(graphopt.bundled(name)))
+        return _silent(bundled_pipeline(name))
 
     def arguments(seed: int) -> dict[str, Any]:
         return {"prompt": PROMPTS[seed % len(PROMPTS)], "guidance_scale": 4.0, "output_type": "pt", **extra}

@@ -23,7 +23,7 @@ import torch
 
 import graphopt
 from benchmarks.harness import Timing, race, table
-from benchmarks.models import Denoiser, denoisers
+from benchmarks.models import Denoiser, bundled_pipeline, denoisers
 
 PROMPTS = ["red apple", "cat face", "rocket", "grinning face", "house", "snowman", "dolphin", "umbrella"]
 
@@ -75,7 +75,7 @@ def per_image(name: str, rounds: int, steps: int, peers: bool) -> list[Timing]:
     extra = {"use_resolution_binning": False} if name == "emoji-dit" else {}
 
     def load() -> Any:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(graphopt.bundled(name))
+        pipe = bundled_pipeline(name)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

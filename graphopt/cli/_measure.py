@@ -16,6 +16,10 @@ import numpy.typing as npt
 
 from graphopt.cli._load import call_arguments, device_of
 from graphopt.energy import Meter, Reading
+from graphopt.errors import UsageError
+
+_WARM_STEPS = 4  # after which it is known what the steps of a run share
+_WARM_RUNS = 4, 8  # of a batch size, at least and at most; for the same reason
 
 Pictures = npt.NDArray[np.uint8]  # [count, height, width, channels]
 
@@ -97,12 +101,28 @@ class Sampler:
             into.readings.append(meter.reading)
 
     def warm_up(self, sizes: Sequence[int]) -> float:
-        """Seconds for two steps with another prompt at each batch size: what is done once comes here."""
+        """Seconds for a few short runs at each batch size, with other prompts: what is done once comes here.
+
+        A compiled pipeline learns from its first runs what calls share, and builds again: it runs until it does not.
+        """
         start = time.perf_counter()
-        short = Sampler(self.pipe, {**self.arguments, "num_inference_steps": 2})
+        short = Sampler(self.pipe, {**self.arguments, "num_inference_steps": _WARM_STEPS})
         for size in dict.fromkeys(sizes):
-            short.sample(["warm-up"] * size, range(size), Sampled())
+            for turn in range(_WARM_RUNS[1]):
+                before = self._built()
+                short.sample([f"warm-up {turn}"] * size, range(turn, turn + size), Sampled())
+                if self._built() == before and (turn + 1 >= _WARM_RUNS[0] or not before):
+                    break
         return time.perf_counter() - start
+
+    def _built(self) -> list[int]:
+        """What graphopt has compiled of the pipeline by now."""
+        from graphopt.compile import compiled_calls
+
+        try:
+            return [id(variant) for entry in compiled_calls(self.pipe) for variant in entry.variants]
+        except UsageError:  # the original
+            return []
 
 
 @contextmanager
