@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 
 BYTES = 1 << 30
+TUNED = "tuned-1.sqlite"  # what `graphopt tune` found, see `graphopt.targets.tvm.tuned`; the number is the tables'
 CODE, PROGRAM = "code", "program"  # what an entry is: a stage's machine code, a Program with what was made of it
 _KEPT = re.compile(rf"[0-9a-f]{{64}}\.({CODE}|{PROGRAM})")
 _PART = re.compile(r"graphopt-\w+\.part")  # other files are not ours

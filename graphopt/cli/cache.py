@@ -65,7 +65,7 @@ def cache(action: Action = None, as_json: AsJson = False, debug: Debug = False) 
 def _show(folder: Path | None, found: Sequence[Artifact], cleared: bool) -> None:
     from rich.text import Text
 
-    from graphopt.artifacts import PROGRAM
+    from graphopt.artifacts import PROGRAM, TUNED
     from graphopt.debug.figures import counted, scaled
 
     if folder is None:
@@ -78,3 +78,6 @@ def _show(folder: Path | None, found: Sequence[Artifact], cleared: bool) -> None
         what = "nothing is kept yet"
     what = f"removed {what}" if cleared else what
     out().print(Text.assemble((str(folder), "bold"), f": {what}"), soft_wrap=True)
+    if (tuned := folder / TUNED).exists():
+        size = scaled(tuned.stat().st_size, "B")
+        out().print(f"What graphopt tune found, {size}, stays: graphopt tune --again measures anew.", soft_wrap=True)

@@ -30,6 +30,13 @@ def test_shown_and_cleared(folder: Path, run: Run) -> None:
     assert run("cache", "clear").stdout.replace("\n", "") == f"{folder}: removed 0 graphs, code of 0 stages, 0 B"
 
 
+def test_what_was_tuned_stays(folder: Path, run: Run) -> None:
+    (folder / artifacts.TUNED).write_bytes(bytes(2000))
+    result = run("cache", "clear")
+    assert "What graphopt tune found, 2 kB, stays" in " ".join(result.stdout.split())
+    assert [path.name for path in folder.iterdir()] == [artifacts.TUNED]
+
+
 def test_switched_off(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAPHOPT_CACHE", "0")
     assert "Nothing is kept" in run("cache").stdout

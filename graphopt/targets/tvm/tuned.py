@@ -26,7 +26,7 @@ from ... import artifacts
 from . import host
 from .schedule import TORCH, Choice, Schedule
 
-NAME = "tuned-1.sqlite"  # the number is that of the tables
+NAME = artifacts.TUNED
 _PATIENCE = 10  # seconds to wait for another process that writes
 # What decides how fast a schedule is.
 _SOURCES = (
