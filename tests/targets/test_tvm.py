@@ -392,6 +392,19 @@ def test_residual_around_a_network() -> None:
     assert launches(made) == 4, "activations and residuals are computed with the layers"
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "terms"),
+    [(1, 40, 1200), (7, 17, 577), (50, 33, 1153), (300, 48, 600), (97, 1, 2000), (13, 130, 1729)],
+)
+def test_sums_in_several_runs(rows: int, columns: int, terms: int) -> None:
+    """Of more terms than are summed up in one go: tiles wait in memory for the next run."""
+
+    def function(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return F.silu(F.linear(x, w, b)) * y, x.view(1, rows, terms).expand(2, -1, -1) @ w.T
+
+    verify(function, r(rows, terms), r(columns, terms) / terms**0.5, r(columns), r(rows, columns))
+
+
 # -- convolutions ----------------------------------------------------------------------------------------------------
 
 # Input, weight, options.

@@ -1,8 +1,9 @@
 """Linear layers: ``y = x · wᵀ``, with whatever is applied to y element by element, in one kernel.
 
 The weight lies in panels, ``[N / columns, K, columns]``: what one step of the inner loop reads lies together. A tile of
-sums stays in registers over all of K; its tiles go through what follows the layer (bias, activation, gate, residual)
-while they are in the nearest cache.
+sums stays in registers over a run of terms. Of x a task takes as many rows as stay in the second cache for that long,
+and goes over them with one panel after the other (Goto and van de Geijn, "Anatomy of high-performance matrix
+multiplication", 2008). Its tiles go through what follows the layer (bias, activation, gate, residual) at the end.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from tvm import tirx
 
@@ -20,6 +22,14 @@ from .reading import Lanes, vector_of
 from .schedule import Schedule, Space, cycles, space
 from .tile import TERMS, in_runs, task_of, tile
 
+# Buffers, row → its buffer, and the offset of its first group.
+Row: TypeAlias = Callable[[Emitter, Sequence[Buffer], Expr], tuple[Buffer, Expr]]
+# Row, column, values, lanes → written.
+Finish: TypeAlias = Callable[[Emitter, Sequence[Buffer], Expr, Expr, Expr, Lanes | None], None]
+
+# Numbers of x that a task reads for one panel after the other, of as many terms as are summed up in one go: a fifth of
+# the second cache.
+_INPUT = 3 << 13
 _HEAP = 512  # numbers that TVM no longer puts on the stack, where LLVM would take all of them for one wide value
 
 
@@ -102,8 +112,8 @@ def linear(
     product: Product,
     schedule: Schedule,
     arguments: Sequence[str],
-    row: Callable[[Emitter, Sequence[Buffer], Expr], tuple[Buffer, Expr]],
-    finish: Callable[[Emitter, Sequence[Buffer], Expr, Expr, Expr, Lanes | None], None],
+    row: Row,
+    finish: Finish,
 ) -> Kernel:
     """A kernel over panels.
 
@@ -116,28 +126,52 @@ def linear(
     """
     form = Tiles(schedule.rows, schedule.vectors, isa.lanes)
     panels = -(-product.columns // form.columns)
-    work = product.groups * form.columns
-    most = schedule.work // (work * form.rows)
-    height = max(1, min(-(-product.rows // form.rows), most))  # tiles of a task, in rows
+    runs = -(-product.groups // max(1, TERMS // product.dot.terms))
+    terms = -(-product.groups // runs)  # groups of them, in a run
+    most = schedule.work // (product.groups * form.columns * form.rows)
+    stay = _INPUT // (terms * form.rows)
+    height = max(1, min(-(-product.rows // form.rows), most, stay))  # tiles of a task, in rows
     width = max(1, min(panels, most // height))  # and in panels
     down, across = -(-product.rows // (height * form.rows)), -(-panels // width)
+    slots = height * width if runs > 1 else 1
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         item = emitter.let(tirx.floordiv(task, down * across), "item") if product.batch > 1 else tirx.const(0, "int32")
         task = emitter.let(tirx.floormod(task, down * across), "task") if product.batch > 1 else task
         top = emitter.let(tirx.floormod(task, down) * (height * form.rows), "top")
         left = emitter.let(tirx.floordiv(task, down) * width, "left")
-        block = emitter.scratch(max(form.rows * form.columns, _HEAP), name="block")
-        with emitter.loop(at_most(width, panels, left), "panel") as panel, emitter.loop(height, "tile") as number:
-            first = emitter.let(top + number * form.rows, "first")
-            column = emitter.let((left + panel) * form.columns, "column")
-            rest = product.rows % form.rows
-            if product.rows >= form.rows:
-                with emitter.when(first + form.rows <= product.rows):
-                    _tile(emitter, buffers, block, form, product, form.rows, item, first, column, row, finish)
-            if rest:
-                with emitter.when(tirx.And(first + form.rows > product.rows, first < product.rows)):
-                    _tile(emitter, buffers, block, form, product, rest, item, first, column, row, finish)
+        block = emitter.scratch(max(slots * form.rows * form.columns, _HEAP), name="block")
+
+        def each(visit: Callable[[_Tile], None]) -> None:
+            """Visit the tiles of the task, those of a panel in a row."""
+            with emitter.loop(at_most(width, panels, left), "panel") as panel, emitter.loop(height, "tile") as number:
+                first = emitter.let(top + number * form.rows, "first")
+                column = emitter.let((left + panel) * form.columns, "column")
+                at = tirx.const(0, "int32")
+                if slots > 1:
+                    at = emitter.let((panel * height + number) * (form.rows * form.columns), "at")
+                rest = product.rows % form.rows
+                if product.rows >= form.rows:
+                    with emitter.when(first + form.rows <= product.rows):
+                        visit(_Tile(emitter, buffers, block, form, product, form.rows, item, first, column, at))
+                if rest:
+                    with emitter.when(tirx.And(first + form.rows > product.rows, first < product.rows)):
+                        visit(_Tile(emitter, buffers, block, form, product, rest, item, first, column, at))
+
+        def whole(found: _Tile) -> None:
+            found.add(row, tirx.const(0, "int32"), product.groups, True)
+            found.write(finish)
+
+        if runs == 1:
+            each(whole)
+        else:
+            in_runs(
+                emitter,
+                product.groups,
+                terms,
+                lambda start, count, fresh: each(lambda found: found.add(row, start, count, fresh)),
+            )
+            each(lambda found: found.write(finish))
 
     return kernel(name, isa, arguments, product.batch * down * across, body)
 
@@ -191,52 +225,71 @@ def pack(
     return kernel(name, isa, arguments, product.batch * panels, body)
 
 
-def _tile(
-    emitter: Emitter,
-    buffers: Sequence[Buffer],
-    block: Buffer,
-    form: Tiles,
-    product: Product,
-    rows: int,
-    item: Expr,
-    first: Expr,
-    column: Expr,
-    row: Callable[[Emitter, Sequence[Buffer], Expr], tuple[Buffer, Expr]],
-    finish: Callable[[Emitter, Sequence[Buffer], Expr, Expr, Expr, Lanes | None], None],
-) -> None:
-    """One tile: its sums in registers, then what follows, row by row."""
-    lanes, columns, panels = form.lanes, form.columns, buffers[-1]
-    whole = -(-product.columns // columns) * columns
-    top = emitter.let(item * product.rows + first, "top") if product.batch > 1 else first
-    sources = [row(emitter, buffers, top + number) for number in range(rows)]
-    offsets = [emitter.let(offset, "x") for _, offset in sources]
-    base = emitter.let((item * whole + column) * product.groups, "panel")
+@dataclass
+class _Tile:
+    """One tile of sums, and where it is kept while its terms are added up.
 
-    def add(start: Expr, count: int, fresh: bool) -> None:
-        """Out of the registers into memory that can be indexed by a loop: what follows is code of its own size."""
+    Attributes
+    ----------
+    block : memory of the task's own; `at` is where the tile's sums begin in it.
+    rows : that there are.
+    item, first, column : which multiplication; its first row and column.
+    """
+
+    emitter: Emitter
+    buffers: Sequence[Buffer]
+    block: Buffer
+    form: Tiles
+    product: Product
+    rows: int
+    item: Expr
+    first: Expr
+    column: Expr
+    at: Expr
+
+    @property
+    def top(self) -> Expr:
+        """The first row, of all multiplications."""
+        batched = self.product.batch > 1
+        return self.emitter.let(self.item * self.product.rows + self.first, "top") if batched else self.first
+
+    def add(self, row: Row, start: Expr, count: int, fresh: bool) -> None:
+        """So many terms from the first on, in registers; then to memory that can be indexed by a loop."""
+        emitter, product, lanes, columns, panels = (
+            self.emitter, self.product, self.form.lanes, self.form.columns, self.buffers[-1],
+        )  # fmt: skip
+        whole, top = -(-product.columns // columns) * columns, self.top
+        sources = [row(emitter, self.buffers, top + number) for number in range(self.rows)]
+        offsets = [emitter.let(offset, "x") for _, offset in sources]
+        base = emitter.let((self.item * whole + self.column) * product.groups, "panel")
         sums = tile(
             emitter,
-            rows,
-            form.vectors,
+            self.rows,
+            self.form.vectors,
             count,
             lambda number, term: emitter.load(sources[number][0], offsets[number] + start + term),
             lambda term, vector: emitter.load(panels, base + (start + term) * columns + vector * lanes, lanes),
             product.dot,
         )
         for place, total in enumerate(itertools.chain(*sums)):
-            known = emitter.load(block, place * lanes, lanes)
-            emitter.store(block, place * lanes, total if fresh else known + total)
+            known = emitter.load(self.block, self.at + place * lanes, lanes)
+            emitter.store(self.block, self.at + place * lanes, total if fresh else known + total)
 
-    in_runs(emitter, product.groups, TERMS // product.dot.terms, add)
-    rest = product.columns % lanes
-    with emitter.loop(rows, "row") as number, emitter.loop(form.vectors, "vector") as vector:
-        at = emitter.let(column + vector * lanes, "at")
-        place = number * columns + vector * lanes
-        lane = vector_of(emitter, lanes)
-        with emitter.when(at + lanes <= product.columns):
-            finish(emitter, buffers, top + number, at, emitter.let(emitter.load(block, place, lanes)), lane)
-        if rest:
-            end = tirx.And(at + lanes > product.columns, at < product.columns)
-            with emitter.when(end), emitter.loop(rest, "rest") as extra:
-                value = emitter.let(emitter.load(block, place + extra))
-                finish(emitter, buffers, top + number, at + extra, value, None)
+    def write(self, finish: Finish) -> None:
+        """What follows, row by row."""
+        emitter, product, lanes, columns, top = (
+            self.emitter, self.product, self.form.lanes, self.form.columns, self.top,
+        )  # fmt: skip
+        rest = product.columns % lanes
+        with emitter.loop(self.rows, "row") as number, emitter.loop(self.form.vectors, "vector") as vector:
+            column = emitter.let(self.column + vector * lanes, "at")
+            place = self.at + number * columns + vector * lanes
+            lane = vector_of(emitter, lanes)
+            with emitter.when(column + lanes <= product.columns):
+                value = emitter.let(emitter.load(self.block, place, lanes))
+                finish(emitter, self.buffers, top + number, column, value, lane)
+            if rest:
+                end = tirx.And(column + lanes > product.columns, column < product.columns)
+                with emitter.when(end), emitter.loop(rest, "rest") as extra:
+                    value = emitter.let(emitter.load(self.block, place + extra))
+                    finish(emitter, self.buffers, top + number, column + extra, value, None)
