@@ -69,7 +69,7 @@ EAGER: tuple[Pass, ...] = (
     ShareRepeats(flops_per_byte=1e-3, dispatch_bytes=0),
     SplitConcat(flops_per_byte=1e-3, dispatch_bytes=0),
     Upcast(always=True),
-    NarrowProducts(),
+    NarrowProducts(always=True),
     Winograd(min_gain=0.0),
 )
 
