@@ -5,11 +5,11 @@
     python -m benchmarks.compile_time --contenders tvm,torch.compile   needs g++
 
 Every figure is of a process of its own, and of its parts: the import of `graphopt.compile`, with torch, diffusers and
-the module loaded already (the import of the target and of inductor are in what follows);
-capture, passes, code of the stages (read; or generated, with the import of TVM), each made or read from the cache; and
-the rest, most of it the first two calls: the module's own, with which the compiled one is compared, and the compiled
-one, which packs weights. Beside the total stands what two such calls take later on, medians of three. torch.compile
-freezes weights; its caches start empty, too.
+the module loaded already (that of the target, and of inductor, is in what follows); capture, passes, code of the stages
+(read; or generated, with the import of TVM), each made or read from the cache; and the rest, most of it the first two
+calls: the module's own, with which the compiled one is compared, and the compiled one, which packs weights. Beside the
+total stands what two such calls take later on, medians of three. torch.compile freezes weights; its caches start empty,
+too.
 """
 
 from __future__ import annotations

@@ -139,6 +139,14 @@ def remove(key: str, kind: str) -> None:
             (place / f"{key}.{kind}").unlink()
 
 
+def most_bytes() -> int | None:
+    """The most that the folder may hold; None where ``GRAPHOPT_CACHE_BYTES`` is no number."""
+    try:
+        return int(os.environ.get("GRAPHOPT_CACHE_BYTES", BYTES))
+    except ValueError:
+        return None
+
+
 def kept() -> list[Artifact]:
     """What is kept, the last used first."""
     place = folder()
@@ -204,12 +212,10 @@ def _bound(place: Path) -> None:
 
 
 def _most() -> int:
-    given = os.environ.get("GRAPHOPT_CACHE_BYTES", str(BYTES))
-    try:
-        return int(given)
-    except ValueError:
-        _warn(f"GRAPHOPT_CACHE_BYTES is '{given}', not a number of bytes")
-        return 0
+    most = most_bytes()
+    if most is None:
+        _warn(f"GRAPHOPT_CACHE_BYTES is '{os.environ['GRAPHOPT_CACHE_BYTES']}', not a number of bytes")
+    return most or 0
 
 
 def _warn(why: str) -> None:

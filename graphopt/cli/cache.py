@@ -41,8 +41,9 @@ def cache(action: Action = None, as_json: AsJson = False, debug: Debug = False) 
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", where="graphopt cache",
                          hint="GRAPHOPT_CACHE_DIR names another")  # fmt: skip
-    if (most := os.environ.get("GRAPHOPT_CACHE_BYTES", "0")) and not most.isdecimal():
-        raise UsageError(f"'{most}' is not a number of bytes", where="GRAPHOPT_CACHE_BYTES",
+    if artifacts.most_bytes() is None:
+        given = os.environ["GRAPHOPT_CACHE_BYTES"]
+        raise UsageError(f"'{given}' is not a number of bytes", where="GRAPHOPT_CACHE_BYTES",
                          hint="1073741824, which it is by default, for a GiB")  # fmt: skip
     try:
         found = artifacts.clear() if action == "clear" else artifacts.kept()

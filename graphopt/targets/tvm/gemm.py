@@ -146,6 +146,7 @@ def linear(
             """Visit the tiles of the task, those of a panel in a row."""
             with emitter.loop(at_most(width, panels, left), "panel") as panel, emitter.loop(height, "tile") as number:
                 first = emitter.let(top + number * form.rows, "first")
+                absolute = emitter.let(item * product.rows + first, "absolute") if product.batch > 1 else first
                 column = emitter.let((left + panel) * form.columns, "column")
                 at = tirx.const(0, "int32")
                 if slots > 1:
@@ -153,10 +154,10 @@ def linear(
                 rest = product.rows % form.rows
                 if product.rows >= form.rows:
                     with emitter.when(first + form.rows <= product.rows):
-                        visit(_Tile(emitter, buffers, block, form, product, form.rows, item, first, column, at))
+                        visit(_Tile(emitter, buffers, block, form, product, form.rows, item, absolute, column, at))
                 if rest:
                     with emitter.when(tirx.And(first + form.rows > product.rows, first < product.rows)):
-                        visit(_Tile(emitter, buffers, block, form, product, rest, item, first, column, at))
+                        visit(_Tile(emitter, buffers, block, form, product, rest, item, absolute, column, at))
 
         def whole(found: _Tile) -> None:
             found.add(row, tirx.const(0, "int32"), product.groups, True)
@@ -233,7 +234,9 @@ class _Tile:
     ----------
     block : memory of the task's own; `at` is where the tile's sums begin in it.
     rows : that there are.
-    item, first, column : which multiplication; its first row and column.
+    item : which multiplication.
+    top : the first row, of all multiplications.
+    column : the first one.
     """
 
     emitter: Emitter
@@ -243,23 +246,17 @@ class _Tile:
     product: Product
     rows: int
     item: Expr
-    first: Expr
+    top: Expr
     column: Expr
     at: Expr
-
-    @property
-    def top(self) -> Expr:
-        """The first row, of all multiplications."""
-        batched = self.product.batch > 1
-        return self.emitter.let(self.item * self.product.rows + self.first, "top") if batched else self.first
 
     def add(self, row: Row, start: Expr, count: int, fresh: bool) -> None:
         """So many terms from the first on, in registers; then to memory that can be indexed by a loop."""
         emitter, product, lanes, columns, panels = (
             self.emitter, self.product, self.form.lanes, self.form.columns, self.buffers[-1],
         )  # fmt: skip
-        whole, top = -(-product.columns // columns) * columns, self.top
-        sources = [row(emitter, self.buffers, top + number) for number in range(self.rows)]
+        whole = -(-product.columns // columns) * columns
+        sources = [row(emitter, self.buffers, self.top + number) for number in range(self.rows)]
         offsets = [emitter.let(offset, "x") for _, offset in sources]
         base = emitter.let((self.item * whole + self.column) * product.groups, "panel")
         sums = tile(
@@ -277,9 +274,7 @@ class _Tile:
 
     def write(self, finish: Finish) -> None:
         """What follows, row by row."""
-        emitter, product, lanes, columns, top = (
-            self.emitter, self.product, self.form.lanes, self.form.columns, self.top,
-        )  # fmt: skip
+        emitter, product, lanes, columns = self.emitter, self.product, self.form.lanes, self.form.columns
         rest = product.columns % lanes
         with emitter.loop(self.rows, "row") as number, emitter.loop(self.form.vectors, "vector") as vector:
             column = emitter.let(self.column + vector * lanes, "at")
@@ -287,9 +282,9 @@ class _Tile:
             lane = vector_of(emitter, lanes)
             with emitter.when(column + lanes <= product.columns):
                 value = emitter.let(emitter.load(self.block, place, lanes))
-                finish(emitter, self.buffers, top + number, column, value, lane)
+                finish(emitter, self.buffers, self.top + number, column, value, lane)
             if rest:
                 end = tirx.And(column + lanes > product.columns, column < product.columns)
                 with emitter.when(end), emitter.loop(rest, "rest") as extra:
                     value = emitter.let(emitter.load(self.block, place + extra))
-                    finish(emitter, self.buffers, top + number, column + extra, value, None)
+                    finish(emitter, self.buffers, self.top + number, column + extra, value, None)
