@@ -20,7 +20,7 @@ pytest.importorskip("tvm")
 
 from graphopt import artifacts
 from graphopt.ir.stages import split
-from graphopt.targets.tvm import conv, gemm, isa, tuned, tuning, winograd
+from graphopt.targets.tvm import conv, isa, tiling, tuned, tuning, winograd
 from graphopt.targets.tvm.running import Code
 from graphopt.targets.tvm.schedule import TORCH, Choice, Schedule, Space, cycles
 from graphopt.targets.tvm.tuned import Found
@@ -327,7 +327,7 @@ def check_space(cpu: isa.Isa, space: Space) -> None:
 
 @given(CPUS, SIZES, SIZES, SIZES, st.integers(1, 3))
 def test_candidates_of_products(cpu: isa.Isa, rows: int, columns: int, terms: int, batch: int) -> None:
-    space = gemm.choices(cpu, gemm.Product(rows, columns, terms, batch))
+    space = tiling.choices(cpu, tiling.Product(rows, columns, terms, batch))
     check_space(cpu, space)
     assert all(form.rows <= rows for form in space.forms)
 

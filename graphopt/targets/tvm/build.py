@@ -33,6 +33,13 @@ define i32 @graphopt_next_task(ptr %team) alwaysinline {
   %task = atomicrmw add ptr %counter, i32 1 monotonic
   ret i32 %task
 }
+define i32 @graphopt_prefetch(ptr %numbers, i32 %start, i32 %place) alwaysinline {
+  %from = getelementptr float, ptr %numbers, i32 %start
+  %at = getelementptr float, ptr %from, i32 %place
+  call void @llvm.prefetch.p0(ptr %at, i32 0, i32 2, i32 1)
+  ret i32 0
+}
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare void @GOMP_parallel(ptr, ptr, i32, i32)
 """
 

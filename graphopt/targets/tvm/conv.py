@@ -19,9 +19,8 @@ from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
 from .schedule import Schedule, Space, cycles, space
-from .tile import TERMS, in_runs, task_of
+from .tile import LINE, TERMS, in_runs, task_of
 
-_LINE = 16  # numbers of a line of the cache
 _INPUT = 1 << 16  # numbers of the input that the tiles of a task read: half of the second cache
 
 
@@ -107,8 +106,8 @@ class Layout:
     @property
     def channel(self) -> int:
         """Numbers from a channel to the next; channels a multiple of eight lines apart would share few cache sets."""
-        lines = ceil(self.numbers / _LINE)
-        return (lines + 1) * _LINE if lines % 8 == 0 else self.numbers
+        lines = ceil(self.numbers / LINE)
+        return (lines + 1) * LINE if lines % 8 == 0 else self.numbers
 
     @property
     def size(self) -> int:
@@ -334,7 +333,7 @@ def convolution(
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         _Convolution(emitter, buffers, cut, finish).run(task)
 
-    return kernel(name, isa, arguments, sizes.batch * cut.right * cut.down, body)
+    return kernel(name, isa, arguments, sizes.batch * cut.right * cut.down, body, ahead=True)
 
 
 def without_taps(
@@ -444,6 +443,7 @@ class _Convolution:
     def __init__(self, emitter: Emitter, buffers: Sequence[Buffer], cut: _Cut, finish: Finish) -> None:
         self.emitter, self.buffers, self.cut, self.source, self.finish = emitter, buffers, cut, cut.source, finish
         self.lanes = cut.isa.lanes
+        self.step = ceil(len(cut.source.taps) * cut.height / cut.along)
         self.block = emitter.scratch(cut.height * cut.vectors * self.lanes, name="block")
 
     def run(self, task: Expr) -> None:
@@ -452,11 +452,12 @@ class _Convolution:
         rest = emitter.let(tirx.floordiv(task, cut.down), "rest")
         left = emitter.let(tirx.floormod(rest, cut.right) * cut.along, "left")
         self.batch = emitter.let(tirx.floordiv(rest, cut.right), "batch")
-        with (
-            emitter.loop(at_most(cut.deep, cut.high, part * cut.deep), "output") as top,
-            emitter.loop(at_most(cut.along, cut.wide, left), "tile") as tile,
-        ):
+        deep = at_most(cut.deep, cut.high, part * cut.deep)
+        upcoming = emitter.let(tirx.floormod(emitter.upcoming, cut.down) * cut.deep, "upcoming")
+        with emitter.loop(deep, "output") as top, emitter.loop(at_most(cut.along, cut.wide, left), "tile") as tile:
             number = emitter.let(part * cut.deep + top, "number")
+            self.later = emitter.let(tirx.Select(top + 1 < deep, number + 1, upcoming), "later")
+            self.tile = tile
             first = emitter.let((left + tile) * cut.vectors, "first")
             self._sum(number, [self._place(first + vector) for vector in range(cut.vectors)])
             self._write(number * cut.height, first)
@@ -482,7 +483,10 @@ class _Convolution:
         *_, image, weight = self.buffers
         zero = emitter.spread(0.0, lanes)
         sums = [[emitter.register(zero, "sum") for _ in range(cut.vectors)] for _ in range(cut.height)]
+        near = self._near(start)
         with emitter.loop(count, "channel") as each:
+            for line in range(ceil(self.step / LINE)):
+                emitter.prefetch(weight, near, each * self.step + line * LINE)
             channel = emitter.let(start + each, "channel")
             here = [emitter.let(place + channel * self.source.channel, "here") for place in places]
             base = emitter.let((number * cut.sizes.channels + channel) * (len(taps) * cut.height), "base")
@@ -496,6 +500,12 @@ class _Convolution:
             value = emitter.get(register)
             known = emitter.load(self.block, place * lanes, lanes)
             emitter.store(self.block, place * lanes, value if fresh else known + value)
+
+    def _near(self, start: Expr) -> Expr:
+        """Where that part of the next panel lies which a tile brings near: all tiles of this one bring it together."""
+        panel = len(self.source.taps) * self.cut.height
+        first = self.later * (self.cut.sizes.channels * panel)
+        return self.emitter.let(first + (self.tile * self.cut.sizes.channels + start) * self.step, "near")
 
     def _write(self, output: Expr, first: Expr) -> None:
         """What becomes of a tile of sums, vector by vector."""

@@ -19,6 +19,7 @@ from tvm import sym, tirx
 from tvm.ir import Call, PointerType, PrimType, StringImm
 
 from .isa import Isa
+from .schedule import MANY
 
 Expr: TypeAlias = Any
 Buffer: TypeAlias = Any
@@ -34,6 +35,7 @@ class Emitter:
     ----------
     isa : the CPU that the kernel is for.
     called : names of the functions of `vectormath` and `dot` that the kernel calls, by number of lanes.
+    upcoming : a task whose memory can be brought near: what the thread does next as far as is known, or this one.
     scratches : allocations, which belong before the loop over tasks: TVM frees memory at the end of the function.
     """
 
@@ -42,6 +44,7 @@ class Emitter:
         self.called: set[tuple[str, int]] = set()
         self.analyzer = sym.Analyzer()
         self.scratches: list[Any] = []
+        self.upcoming: Expr = _ZERO
         self._blocks: list[list[Any]] = [[]]
         self._numbers = itertools.count()
 
@@ -142,6 +145,10 @@ class Emitter:
         value = tirx.convert(value)
         self.emit(tirx.BufferStore(buffer, value, [_lanes(index, lanes_of(value), step)]))
 
+    def prefetch(self, buffer: Buffer, start: Expr, place: Expr) -> None:
+        """Have the second cache read the line with an element of 32 bits: `place` after `start`, which loops leave."""
+        self.emit(tirx.Evaluate(tirx.call_extern("int32", "graphopt_prefetch", buffer.data, start, place)))
+
     # -- values ------------------------------------------------------------------------------------------------------
 
     def spread(self, value: Expr | float, lanes: int) -> Expr:
@@ -219,13 +226,19 @@ class Kernel:
 
 
 def kernel(
-    name: str, isa: Isa, arguments: Sequence[str], tasks: int, body: Callable[[Emitter, Sequence[Buffer], Expr], None]
+    name: str,
+    isa: Isa,
+    arguments: Sequence[str],
+    tasks: int,
+    body: Callable[[Emitter, Sequence[Buffer], Expr], None],
+    ahead: bool = False,
 ) -> Kernel:
     """A kernel over buffers of these dtypes, of so many tasks, each of which `body` emits.
 
     Parameters
     ----------
     body : called once, with the emitter, a buffer per argument, and the number of the task.
+    ahead : let a thread take its next task when it begins one, if there are many: see `Emitter.upcoming`.
     """
     emitter = Emitter(isa)
     team = tirx.Var("team", "handle")
@@ -241,8 +254,14 @@ def kernel(
     with emitter.block() as inside:
         current = emitter.let(tirx.BufferLoad(task, [_ZERO]), "task")
         emitter.bound(current, tasks)
+        emitter.upcoming = current
+        if ahead := ahead and tasks >= MANY * isa.cores:
+            emitter.emit(take)
+            emitter.upcoming = emitter.let(tirx.min(tirx.BufferLoad(task, [_ZERO]), tasks - 1), "upcoming")
+            emitter.bound(emitter.upcoming, tasks)
         body(emitter, buffers, current)
-        emitter.emit(take)
+        if not ahead:
+            emitter.emit(take)
     for scratch in emitter.scratches:
         emitter.emit(scratch)
     emitter.emit(tirx.While(tirx.BufferLoad(task, [_ZERO]) < tasks, sequence(inside)))

@@ -8,6 +8,7 @@ multiplication", 2008). Its tiles go through what follows the layer (bias, activ
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,95 +16,19 @@ from typing import TypeAlias
 
 from tvm import tirx
 
-from .dot import FLOAT32, Dot
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
-from .schedule import Schedule, Space, cycles, space
-from .tile import TERMS, in_runs, task_of, tile
+from .schedule import Schedule
+from .tile import LINE, in_runs, tile
+from .tiling import Product, Tiles, cut
 
 # Buffers, row → its buffer, and the offset of its first group.
 Row: TypeAlias = Callable[[Emitter, Sequence[Buffer], Expr], tuple[Buffer, Expr]]
 # Row, column, values, lanes → written.
 Finish: TypeAlias = Callable[[Emitter, Sequence[Buffer], Expr, Expr, Expr, Lanes | None], None]
 
-# Numbers of x that a task reads for one panel after the other, of as many terms as are summed up in one go: a fifth of
-# the second cache.
-_INPUT = 3 << 13
 _HEAP = 512  # numbers that TVM no longer puts on the stack, where LLVM would take all of them for one wide value
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """The form of a matrix multiplication's tiles.
-
-    Attributes
-    ----------
-    rows, vectors : of the block of sums in registers.
-    lanes : in a vector.
-    """
-
-    rows: int
-    vectors: int
-    lanes: int
-
-    @property
-    def columns(self) -> int:
-        return self.vectors * self.lanes
-
-
-@dataclass(frozen=True)
-class Product:
-    """Sizes of a matrix multiplication: rows of x, columns of the weight's transpose, terms of a sum.
-
-    Attributes
-    ----------
-    batch : how many multiplications there are, each of its own rows and panels, one after the other in memory.
-    dot : what is multiplied.
-    """
-
-    rows: int
-    columns: int
-    terms: int
-    batch: int = 1
-    dot: Dot = FLOAT32
-
-    @property
-    def groups(self) -> int:
-        """Of terms, that a lane takes at once."""
-        return self.dot.groups(self.terms)
-
-
-def formula(isa: Isa, product: Product) -> Schedule:
-    """How a product is cut unless something was measured to be faster.
-
-    As many vectors as the CPU's tile has, or as there are columns for; as many rows as then fit into the registers.
-    """
-    most = isa.tile[1] // isa.lanes
-    needed = -(-product.columns // isa.lanes)
-    # Of two forms the one that computes fewer columns that nobody reads.
-    vectors = min(range(1, min(most, needed) + 1), key=lambda n: (-(-needed // n) * n, -n))
-    if vectors * 2 < min(most, needed):
-        vectors = min(most, needed)
-    fitting = (isa.registers - vectors - 1) // vectors
-    work = task_of(product.batch * product.rows * product.columns * product.groups)
-    return Schedule(min(product.rows, fitting), vectors, work)
-
-
-def choices(isa: Isa, product: Product) -> Space:
-    """What a search may choose from."""
-
-    def cost(schedule: Schedule) -> float:
-        down, rest = divmod(product.rows, schedule.rows)
-        panels = -(-product.columns // (schedule.vectors * isa.lanes))
-        whole, some = (
-            cycles(isa, rows, schedule.vectors, product.groups, product.dot.latency) for rows in (schedule.rows, rest)
-        )
-        return panels * (down * whole + (some if rest else 0))
-
-    needed = -(-product.columns // isa.lanes)
-    rows, vectors = range(1, min(product.rows, isa.registers) + 1), range(1, min(needed, isa.registers) + 1)
-    return space(isa, formula(isa, product), rows, vectors, cost)
 
 
 def linear(
@@ -125,56 +50,66 @@ def linear(
     finish : takes sums: the row, the first column, the sums and the lanes; writes what becomes of them.
     """
     form = Tiles(schedule.rows, schedule.vectors, isa.lanes)
-    panels = -(-product.columns // form.columns)
-    runs = -(-product.groups // max(1, TERMS // product.dot.terms))
-    terms = -(-product.groups // runs)  # groups of them, in a run
-    most = schedule.work // (product.groups * form.columns * form.rows)
-    stay = _INPUT // (terms * form.rows)
-    height = max(1, min(-(-product.rows // form.rows), most, stay))  # tiles of a task, in rows
-    width = max(1, min(panels, most // height))  # and in panels
-    down, across = -(-product.rows // (height * form.rows)), -(-panels // width)
-    slots = height * width if runs > 1 else 1
+    size = cut(isa, product, form, schedule.work)
+    down, across, height, width = size.down, size.across, size.height, size.width
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         item = emitter.let(tirx.floordiv(task, down * across), "item") if product.batch > 1 else tirx.const(0, "int32")
         task = emitter.let(tirx.floormod(task, down * across), "task") if product.batch > 1 else task
         top = emitter.let(tirx.floormod(task, down) * (height * form.rows), "top")
         left = emitter.let(tirx.floordiv(task, down) * width, "left")
-        block = emitter.scratch(max(slots * form.rows * form.columns, _HEAP), name="block")
+        later = tirx.floordiv(tirx.floormod(emitter.upcoming, down * across), down) * width
+        later = (tirx.floordiv(emitter.upcoming, down * across) * size.panels + later) * size.panel
+        upcoming = emitter.let(later, "upcoming")
+        begin = emitter.let((item * size.panels + left) * size.panel, "begin")
+        wide = at_most(width, size.panels, left)
+        block = emitter.scratch(max(size.slots * form.rows * form.columns, _HEAP), name="block")
 
         def each(visit: Callable[[_Tile], None]) -> None:
             """Visit the tiles of the task, those of a panel in a row."""
-            with emitter.loop(at_most(width, panels, left), "panel") as panel, emitter.loop(height, "tile") as number:
+            with emitter.loop(wide, "panel") as panel, emitter.loop(height, "tile") as number:
+
+                def near(start: Expr, count: int) -> Expr:
+                    """See `_Tile`: of the next panel, or of the first one for the next run, or of the next task."""
+                    end = start + count
+                    after = tirx.Select(end < product.groups, begin + end * form.columns, upcoming)
+                    following = begin + (panel + 1) * size.panel + start * form.columns
+                    chosen = tirx.Select(panel + 1 < wide, following, after)
+                    return emitter.let(chosen + number * (count * size.step), "near")
+
                 first = emitter.let(top + number * form.rows, "first")
                 absolute = emitter.let(item * product.rows + first, "absolute") if product.batch > 1 else first
                 column = emitter.let((left + panel) * form.columns, "column")
                 at = tirx.const(0, "int32")
-                if slots > 1:
+                if size.slots > 1:
                     at = emitter.let((panel * height + number) * (form.rows * form.columns), "at")
                 rest = product.rows % form.rows
+                found = _Tile(
+                    emitter, buffers, block, form, product, form.rows, item, absolute, column, at, near, size.step
+                )
                 if product.rows >= form.rows:
                     with emitter.when(first + form.rows <= product.rows):
-                        visit(_Tile(emitter, buffers, block, form, product, form.rows, item, absolute, column, at))
+                        visit(found)
                 if rest:
                     with emitter.when(tirx.And(first + form.rows > product.rows, first < product.rows)):
-                        visit(_Tile(emitter, buffers, block, form, product, rest, item, absolute, column, at))
+                        visit(dataclasses.replace(found, rows=rest))
 
         def whole(found: _Tile) -> None:
             found.add(row, tirx.const(0, "int32"), product.groups, True)
             found.write(finish)
 
-        if runs == 1:
+        if size.runs == 1:
             each(whole)
         else:
             in_runs(
                 emitter,
                 product.groups,
-                terms,
+                size.terms,
                 lambda start, count, fresh: each(lambda found: found.add(row, start, count, fresh)),
             )
             each(lambda found: found.write(finish))
 
-    return kernel(name, isa, arguments, product.batch * down * across, body)
+    return kernel(name, isa, arguments, size.tasks, body, ahead=True)
 
 
 def pack(
@@ -237,6 +172,8 @@ class _Tile:
     item : which multiplication.
     top : the first row, of all multiplications.
     column : the first one.
+    near : where that part of a panel lies which this tile brings near, while it adds so many terms from the first on.
+    step : see `Cut`.
     """
 
     emitter: Emitter
@@ -249,6 +186,8 @@ class _Tile:
     top: Expr
     column: Expr
     at: Expr
+    near: Callable[[Expr, int], Expr]
+    step: int
 
     def add(self, row: Row, start: Expr, count: int, fresh: bool) -> None:
         """So many terms from the first on, in registers; then to memory that can be indexed by a loop."""
@@ -259,6 +198,12 @@ class _Tile:
         sources = [row(emitter, self.buffers, self.top + number) for number in range(self.rows)]
         offsets = [emitter.let(offset, "x") for _, offset in sources]
         base = emitter.let((self.item * whole + self.column) * product.groups, "panel")
+        near = self.near(start, count)
+
+        def bring(term: Expr) -> None:
+            for line in range(-(-self.step // LINE)):
+                emitter.prefetch(panels, near, term * self.step + line * LINE)
+
         sums = tile(
             emitter,
             self.rows,
@@ -267,6 +212,7 @@ class _Tile:
             lambda number, term: emitter.load(sources[number][0], offsets[number] + start + term),
             lambda term, vector: emitter.load(panels, base + (start + term) * columns + vector * lanes, lanes),
             product.dot,
+            bring,
         )
         for place, total in enumerate(itertools.chain(*sums)):
             known = emitter.load(self.block, self.at + place * lanes, lanes)

@@ -15,9 +15,10 @@ from .isa import Isa
 
 _FORMS = 12  # tiles of other forms that a search tries
 _PARTS = (0.25, 4.0)  # of the formula's task, that it tries
+MANY = 8  # tasks for each core: where there are so many, a thread may hold two
 # Of a core: products and sums of vectors, and vectors read, per cycle.
-_SUMS, _READS = 2, 2
-_FIRST = 32 << 10, 32  # bytes of the first cache, and those that the second one gives per cycle
+SUMS, _READS = 2, 2
+_FIRST = 32 << 10  # bytes of the first cache; a cycle brings half a vector from the second one
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,6 @@ def cycles(isa: Isa, rows: int, vectors: int, terms: int, latency: int = 4) -> f
     terms : of a sum; of narrow numbers, groups of them, which take an instruction each as well.
     latency : until a sum can be added to again.
     """
-    term = max(rows * vectors / _SUMS, (rows + vectors) / _READS, latency)
+    term = max(rows * vectors / SUMS, (rows + vectors) / _READS, latency)
     floats = rows + vectors * isa.lanes
-    size, speed = _FIRST
-    return terms * (max(term, 4 * floats / speed) if 4 * floats * terms > size else term)
+    return terms * (max(term, 2 * floats / isa.lanes) if 4 * floats * terms > _FIRST else term)

@@ -19,7 +19,7 @@ from tvm.sym import Analyzer
 from ...ir import products
 from ...ir import winograd as winograd_
 from ...ir.program import bind, val
-from . import attention, conv, depthwise, elementwise, gemm, norm, reduction, winograd
+from . import attention, conv, depthwise, elementwise, gemm, norm, reduction, tiling, winograd
 from .contraction import BROADCAST, Contraction, contraction
 from .dot import BFLOAT16, FLOAT32, Dot
 from .emit import Buffer, Emitter, Expr, Kernel
@@ -191,8 +191,8 @@ class Builder:
         assert found is not None
         sum_ = found
         left, bias, weight, dot = sum_.left, sum_.bias, group.kind == "linear", _dot(sum_.left)
-        product = gemm.Product(sum_.rows, sum_.columns, sum_.terms, sum_.batch, dot)
-        schedule = self.scheduled(gemm.choices(self.isa, product))
+        product = tiling.Product(sum_.rows, sum_.columns, sum_.terms, sum_.batch, dot)
+        schedule = self.scheduled(tiling.choices(self.isa, product))
         wide = schedule.vectors * self.isa.lanes
         rows = sum_.batch_letters + sum_.row_letters
         laid, strides = self._in_rows(sum_, dot)
@@ -266,7 +266,7 @@ class Builder:
         self.launch(kernel, [*reads, laid])
         return laid, strides
 
-    def _packed(self, group: Group, found: Contraction, product: gemm.Product, columns: int) -> Scratch:
+    def _packed(self, group: Group, found: Contraction, product: tiling.Product, columns: int) -> Scratch:
         """A computed second factor in panels."""
         before = After(self, group, self.layout, [], [found.right])
         reads = list(before.pointers[:-1])

@@ -10,6 +10,7 @@ from .dot import FLOAT32, Dot
 from .emit import Emitter, Expr
 
 TERMS = 576  # of a running sum, which then goes to a total
+LINE = 16  # numbers of a line of the cache
 _TASKS = 32  # that a kernel is cut into, if they are not too small
 # Of a task, at least and at most: a few to some hundred microseconds of work.
 _MULTIPLICATIONS = 1 << 18, 1 << 22
@@ -39,6 +40,7 @@ def tile(
     a: Callable[[int, Expr], Expr],
     b: Callable[[Expr, int], Expr],
     dot: Dot = FLOAT32,
+    near: Callable[[Expr], None] | None = None,
 ) -> list[list[Expr]]:
     """sums[row][vector] = Σₖ a(row, k) · b(k, vector)
 
@@ -51,10 +53,13 @@ def tile(
     a : one number per row, in all lanes or as a number.
     b : a vector, read once per k.
     dot : what is multiplied.
+    near : emits what else happens at a k.
     """
     lanes = emitter.isa.lanes
     sums = [[emitter.register(emitter.spread(0.0, lanes), "sum") for _ in range(vectors)] for _ in range(rows)]
     with emitter.loop(depth, "k") as k:
+        if near:
+            near(k)
         others = [emitter.let(b(k, vector), "b") for vector in range(vectors)]
         for number, row in enumerate(sums):
             factor = emitter.let(emitter.spread(a(number, k), lanes), "a")

@@ -22,7 +22,7 @@ from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
 from .schedule import Schedule, Space, cycles, space
-from .tile import TERMS, elements_of, tile
+from .tile import LINE, TERMS, elements_of, tile
 
 # Numbers of transformed weights and of sums that a task keeps, at most: about as many as the second cache has room for.
 _WEIGHTS, _SUMS = 56 << 10, 128 << 10
@@ -290,9 +290,11 @@ def product(name: str, shape: Shape, arguments: Sequence[str], finish: Finish) -
         part = _Product(emitter, buffers, shape, finish, size)
         group = emitter.let(tirx.floormod(task, down) * size.groups, "group")
         block = emitter.let(tirx.floordiv(task, down) * size.blocks, "block")
-        part.run(group, at_most(size.groups, shape.high, group), block, at_most(size.blocks, shape.blocks, block))
+        upcoming = emitter.let(tirx.floormod(emitter.upcoming, down) * size.groups, "upcoming")
+        groups, blocks = at_most(size.groups, shape.high, group), at_most(size.blocks, shape.blocks, block)
+        part.run(group, groups, block, blocks, upcoming)
 
-    return kernel(name, shape.isa, arguments, size.tasks(shape), body)
+    return kernel(name, shape.isa, arguments, size.tasks(shape), body, ahead=True)
 
 
 class _Product:
@@ -311,13 +313,16 @@ class _Product:
         self.halfway = emitter.scratch(shape.size * shape.edge * self.lanes, name="halfway")
         self.pixels = emitter.scratch(shape.size * shape.size * shape.block, name="pixels")
 
-    def run(self, first: Expr, groups: Expr | int, top: Expr, blocks: Expr | int) -> None:
-        """So many groups from the first on, of so many blocks from the top one on."""
+    def run(self, first: Expr, groups: Expr | int, top: Expr, blocks: Expr | int, upcoming: Expr) -> None:
+        """So many groups from the first on, of so many blocks from the top one on; and the next task's first group."""
         emitter, shape, size = self.emitter, self.shape, self.size
         with emitter.loop(size.blocks * size.groups * self.group // self.lanes, "clear") as vector:
             emitter.store(self.sums, vector * self.lanes, emitter.spread(0.0, self.lanes))
 
         def add(start: Expr, count: int) -> None:
+            more = start + count < shape.channels  # then the same groups' next channels are brought near
+            near = tirx.Select(more, first, upcoming) * (FILTER * FILTER * shape.wide)
+            near = emitter.let(near + tirx.Select(more, (start + count) * shape.height, 0), "near")
             with emitter.loop(groups, "group") as group:
                 source = (first + group) * (FILTER * FILTER * shape.wide) + start * shape.height
                 source = emitter.let(source, "source")
@@ -329,6 +334,7 @@ class _Product:
                 with emitter.loop(groups, "group") as group:
                     weight = emitter.let(point * self.pitch + group * self.wide, "weight")
                     into = (block * size.groups + group) * self.group + point * shape.block
+                    self._bring(near, (point * size.blocks + block) * size.groups + group, count)
                     self._sum(image, weight, emitter.let(into, "into"), count)
 
         whole, rest = divmod(shape.channels, size.channels)
@@ -347,6 +353,16 @@ class _Product:
                 with emitter.loop(shape.vectors, "vector") as vector:
                     self._back(emitter.let(start + vector * self.lanes, "at"), vector)
                 self._write(emitter.let(top + block, "block"), output)
+
+    def _bring(self, near: Expr, part: Expr, count: int) -> None:
+        """Have a part of the weight brought near, while sums are added to: all parts are that of so many channels."""
+        emitter, shape = self.emitter, self.shape
+        lines = ceil(count * shape.height / LINE)  # of a tap
+        share = ceil(FILTER * FILTER * lines / (shape.points * self.size.blocks))
+        with emitter.loop(share, "line") as line:
+            number = emitter.let(part * share + line, "number")
+            tap, at = tirx.floordiv(number, lines), tirx.floormod(number, lines)
+            emitter.prefetch(self.buffers[-1], near, tap * shape.wide + at * LINE)
 
     def _turn(self, source: Expr, into: Expr) -> None:
         """G w Gᵀ of a vector of weights."""
