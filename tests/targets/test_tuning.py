@@ -332,6 +332,26 @@ def test_candidates_of_products(cpu: isa.Isa, rows: int, columns: int, terms: in
     assert all(form.rows <= rows for form in space.forms)
 
 
+@given(CPUS, SIZES, SIZES, SIZES, st.integers(1, 8), st.integers(1, 6), st.integers(1, 1 << 23))
+def test_cuts(cpu: isa.Isa, rows: int, columns: int, terms: int, high: int, wide: int, most: int) -> None:
+    """Tasks cover all tiles and panels, are no larger than asked for, and what they read and keep stays in a cache."""
+    product, form = tiling.Product(rows, columns, 10 * terms), tiling.Tiles(high, wide, cpu.lanes)
+    for found in (tiling.cut(cpu, product, form), tiling.cut(cpu, product, form, most)):
+        assert (found.height - 1) * form.rows < rows <= found.down * found.height * form.rows
+        assert (found.width - 1) * form.columns < columns <= found.across * found.width * form.columns
+        assert found.tasks == found.down * found.across and found.fits() and found.cycles() > 0
+        assert (found.runs - 1) * found.terms < product.terms <= found.runs * found.terms
+        assert found.height * found.step >= form.columns
+    assert found.work <= most or found.height == found.width == 1
+
+
+def test_forms_leave_little_of_a_tile_without_use() -> None:
+    """Of 32 rows, tiles of six would leave a seventh of the last one; of 512 they leave nearly nothing."""
+    cpu = isa.Isa("b", 8, 16, 2)
+    few, many, one = (tiling.formula(cpu, tiling.Product(rows, 1536, 192)) for rows in (32, 512, 1))
+    assert (few.rows, few.vectors) == (4, 3) and (many.rows, many.vectors) == (6, 2) and one.rows == 1
+
+
 @given(CPUS, SIZES, SIZES, st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 3]))
 def test_candidates_of_convolutions(cpu: isa.Isa, channels: int, outputs: int, y: int, x: int, edge: int) -> None:
     source = conv.Source(0, 0, 0, tuple(range(edge * edge)), (y, x))
