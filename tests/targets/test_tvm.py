@@ -506,6 +506,19 @@ def test_group_norm_of_channels_last() -> None:
     verify(function, r(2, 5, 7, 16), r(16), r(16))
 
 
+@pytest.mark.parametrize("shape", [(2, 16, 8, 8), (1, 48, 4, 4), (2, 16, 3, 5), (2, 19, 8, 8), (2, 16, 16, 4)])
+def test_rows_across_memory(shape: tuple[int, ...]) -> None:
+    """The channels of pixels: of as many pixels at once as vectors hold, where their numbers allow it."""
+
+    def function(x: torch.Tensor, w: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        size = (x.shape[1],)
+        turned = (x * 2).flatten(2).transpose(1, 2)
+        norm = F.layer_norm(turned, size, w, w + 1) * (1 + s) + turned
+        return norm, torch.softmax(turned - 1, -1), F.rms_norm(x.permute(0, 2, 3, 1), size, w).permute(0, 3, 1, 2)
+
+    verify(function, r(*shape), r(shape[1]), r(shape[0], 1, shape[1]))
+
+
 def test_softmax_of_masked_rows() -> None:
     scores = r(3, 6, 21)
     scores[:, :, 17:] = -torch.inf

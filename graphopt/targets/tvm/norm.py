@@ -1,4 +1,8 @@
-"""Layer norm, RMS norm and softmax over the last dimension, with what comes before and after them, a row at a time."""
+"""Layer norm, RMS norm and softmax over the last dimension, with what comes before and after them, a row at a time.
+
+Or as many rows at a time as a vector has lanes, where not the elements of a row but the rows lie next to each other in
+memory, as the pixels of an image do: its channels then are what is read in vectors, and transposed when written.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,14 @@ from tvm import tirx
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
-from .tile import elements_of
+from .tile import elements_of, transposed
 
 # Row, column, lanes → the elements there.
 Read: TypeAlias = Callable[[Emitter, Sequence[Buffer], Expr, Expr, Lanes | None], Expr]
 # Row, column, values, lanes → written.
 Finish: TypeAlias = Callable[[Emitter, Sequence[Buffer], Expr, Expr, Expr, Lanes | None], None]
-Write: TypeAlias = Callable[[Expr, Expr, Lanes | None], None]  # the same of one row: column, values, lanes
-
+# The same of a row, or of one of some rows: its number among them, column, values, lanes.
+Write: TypeAlias = Callable[[int, Expr, Expr, Lanes | None], None]
 
 _RUNNING = 4  # vectors that a sum runs in, or a core would wait for each addition
 
@@ -35,13 +39,17 @@ class Row:
         self.emitter, self.memory, self.size, self.lanes, self._read = emitter, memory, size, emitter.isa.lanes, read
 
     def read(self, place: Expr, lanes: Lanes | None) -> Expr:
-        """Elements, which `get` finds from then on."""
-        value = self.emitter.let(self._read(place, lanes))
-        self.emitter.store(self.memory, place, value)
-        return value
+        """Elements from outside."""
+        return self.put(place, self._read(place, lanes))
 
     def get(self, place: Expr, lanes: Lanes | None) -> Expr:
         return self.emitter.load(self.memory, place, lanes.count if lanes else 1)
+
+    def put(self, place: Expr, value: Expr) -> Expr:
+        """Elements that `get` finds from then on."""
+        value = self.emitter.let(value)
+        self.emitter.store(self.memory, place, value)
+        return value
 
     def each(self, visit: Callable[[Expr, Lanes | None, int], None], together: int = 1) -> None:
         """Visit all places, some vectors in turns, and one by one where no vector is left; with the turn's number."""
@@ -64,16 +72,24 @@ class Row:
         vectors = [emitter.register(emitter.spread(start, self.lanes)) for _ in range(_RUNNING)]
         number = emitter.register(emitter.number(start))
 
-        def both(one: Expr, other: Expr) -> Expr:
-            return emitter.let(one + other if how == "sum" else emitter.call("maximum", one, other))
-
         def visit(place: Expr, at: Lanes | None, turn: int) -> None:
             running = vectors[turn] if at else number
-            emitter.put(running, both(emitter.get(running), value(place, at)))
+            emitter.put(running, self._both(how)(emitter.get(running), value(place, at)))
 
         self.each(visit, _RUNNING)
-        vector = functools.reduce(both, map(emitter.get, vectors))
-        return both(emitter.reduced(how, vector), emitter.get(number))
+        return self.total(how, functools.reduce(self._both(how), map(emitter.get, vectors)), emitter.get(number))
+
+    def total(self, how: str, vector: Expr, number: Expr) -> Expr:
+        """Of the lanes of a vector and a number."""
+        return self._both(how)(self.emitter.reduced(how, vector), number)
+
+    def _both(self, how: str) -> Callable[[Expr, Expr], Expr]:
+        emitter = self.emitter
+        return lambda one, other: emitter.let(one + other if how == "sum" else emitter.call("maximum", one, other))
+
+    def number(self, value: float) -> Expr:
+        """A constant to compute with what `reduce` gives."""
+        return self.emitter.number(value)
 
     def scaled(self, value: Callable[[Expr, Lanes | None], Expr], scale: Expr, write: Write) -> None:
         """Write values times a number."""
@@ -81,9 +97,46 @@ class Row:
 
         def visit(place: Expr, lanes: Lanes | None, _: int) -> None:
             factor = self.emitter.spread(scale, lanes.count if lanes else 1)
-            write(place, self.emitter.let(value(place, lanes) * factor), lanes)
+            write(0, place, self.emitter.let(value(place, lanes) * factor), lanes)
 
         self.each(visit)
+
+
+class Across(Row):
+    """As many rows as a vector has lanes, which lie next to each other in memory: a column is a vector of them."""
+
+    def __init__(self, emitter: Emitter, memory: Buffer, size: int, read: Callable[[Expr, Lanes | None], Expr]) -> None:
+        super().__init__(emitter, memory, size, read)
+        self._rows = vector_of(emitter, self.lanes)
+
+    def get(self, place: Expr, lanes: Lanes | None) -> Expr:
+        return self.emitter.load(self.memory, place * self.lanes, self.lanes)
+
+    def put(self, place: Expr, value: Expr) -> Expr:
+        return super().put(place * self.lanes, value)
+
+    def each(self, visit: Callable[[Expr, Lanes | None, int], None], together: int = 1) -> None:
+        rounds, left = divmod(self.size, together)
+        with self.emitter.loop(rounds, "round") as turn:
+            for number in range(together):
+                visit(turn * together + number, self._rows, number)
+        for number in range(left):
+            visit(tirx.const(rounds * together + number, "int32"), self._rows, number)
+
+    def total(self, how: str, vector: Expr, number: Expr) -> Expr:
+        return vector
+
+    def number(self, value: float) -> Expr:
+        return self.emitter.spread(value, self.lanes)
+
+    def scaled(self, value: Callable[[Expr, Lanes | None], Expr], scale: Expr, write: Write) -> None:
+        scale = self.emitter.let(scale, "scale")
+        columns = vector_of(self.emitter, self.lanes)
+        with self.emitter.loop(self.size // self.lanes, "block") as block:
+            first = block * self.lanes
+            found = [self.emitter.let(value(first + number, self._rows) * scale) for number in range(self.lanes)]
+            for number, row in enumerate(transposed(self.emitter, found)):
+                write(number, first, row, columns)
 
 
 def _over_rows(
@@ -95,29 +148,45 @@ def _over_rows(
     read: Read,
     rule: Callable[[Row, Write], None],
     finish: Finish,
+    across: bool,
 ) -> Kernel:
-    """A kernel of a rule that reads a row, and writes what becomes of it."""
-    together = max(1, elements_of(rows * size) // max(size, 1))
+    """A kernel of a rule that reads a row, or some `across`, and writes what becomes of it.
+
+    Parameters
+    ----------
+    across : whether `read` takes the lanes for rows, which are then one after the other in memory, not for columns.
+    """
+    once = isa.lanes if across else 1
+    together = max(1, elements_of(rows * size) // max(size * once, 1))
+    kind = Across if across else Row
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         first = task * together
-        memory = emitter.scratch(size + isa.lanes, name="row")
-        with emitter.loop(at_most(together, rows, first), "row") as each:
-            number = emitter.let(first + each)
-            row = Row(emitter, memory, size, lambda place, lanes: read(emitter, buffers, number, place, lanes))
-            rule(row, lambda place, value, lanes: finish(emitter, buffers, number, place, value, lanes))
+        memory = emitter.scratch(size * once + isa.lanes, name="row")
+        with emitter.loop(at_most(together, rows // once, first), "row") as each:
+            number = emitter.let((first + each) * once)
+            row = kind(emitter, memory, size, lambda place, lanes: read(emitter, buffers, number, place, lanes))
+            rule(row, lambda at, place, value, lanes: finish(emitter, buffers, number + at, place, value, lanes))
 
-    return kernel(name, isa, arguments, -(-rows // together), body)
+    return kernel(name, isa, arguments, -(-rows // once // together), body)
 
 
 def layer_norm(
-    name: str, isa: Isa, rows: int, size: int, eps: float, arguments: Sequence[str], read: Read, finish: Finish
+    name: str,
+    isa: Isa,
+    rows: int,
+    size: int,
+    eps: float,
+    arguments: Sequence[str],
+    read: Read,
+    finish: Finish,
+    across: bool = False,
 ) -> Kernel:
     """``(x - mean) / sqrt(variance + eps)``; the variance from differences to the mean, as torch has it."""
 
     def rule(row: Row, write: Write) -> None:
         emitter = row.emitter
-        mean = emitter.let(row.reduce("sum", 0.0, row.read) * emitter.number(1 / size))
+        mean = emitter.let(row.reduce("sum", 0.0, row.read) * row.number(1 / size))
 
         def off(place: Expr, lanes: Lanes | None) -> Expr:
             return emitter.let(row.get(place, lanes) - emitter.spread(mean, lanes.count if lanes else 1))
@@ -126,14 +195,22 @@ def layer_norm(
             value = off(place, lanes)
             return value * value
 
-        variance = row.reduce("sum", 0.0, square) * emitter.number(1 / size)
-        row.scaled(off, emitter.call("rsqrt", variance + emitter.number(eps)), write)
+        variance = row.reduce("sum", 0.0, square) * row.number(1 / size)
+        row.scaled(off, emitter.call("rsqrt", variance + row.number(eps)), write)
 
-    return _over_rows(name, isa, rows, size, arguments, read, rule, finish)
+    return _over_rows(name, isa, rows, size, arguments, read, rule, finish, across)
 
 
 def rms_norm(
-    name: str, isa: Isa, rows: int, size: int, eps: float, arguments: Sequence[str], read: Read, finish: Finish
+    name: str,
+    isa: Isa,
+    rows: int,
+    size: int,
+    eps: float,
+    arguments: Sequence[str],
+    read: Read,
+    finish: Finish,
+    across: bool = False,
 ) -> Kernel:
     """``x / sqrt(mean(x²) + eps)``."""
 
@@ -144,13 +221,22 @@ def rms_norm(
             value = row.read(place, lanes)
             return value * value
 
-        squares = row.reduce("sum", 0.0, square) * emitter.number(1 / size)
-        row.scaled(row.get, emitter.call("rsqrt", squares + emitter.number(eps)), write)
+        squares = row.reduce("sum", 0.0, square) * row.number(1 / size)
+        row.scaled(row.get, emitter.call("rsqrt", squares + row.number(eps)), write)
 
-    return _over_rows(name, isa, rows, size, arguments, read, rule, finish)
+    return _over_rows(name, isa, rows, size, arguments, read, rule, finish, across)
 
 
-def softmax(name: str, isa: Isa, rows: int, size: int, arguments: Sequence[str], read: Read, finish: Finish) -> Kernel:
+def softmax(
+    name: str,
+    isa: Isa,
+    rows: int,
+    size: int,
+    arguments: Sequence[str],
+    read: Read,
+    finish: Finish,
+    across: bool = False,
+) -> Kernel:
     """``exp(x - max) / sum``."""
 
     def rule(row: Row, write: Write) -> None:
@@ -159,11 +245,9 @@ def softmax(name: str, isa: Isa, rows: int, size: int, arguments: Sequence[str],
 
         def exponential(place: Expr, lanes: Lanes | None) -> Expr:
             off = row.get(place, lanes) - emitter.spread(largest, lanes.count if lanes else 1)
-            value = emitter.let(emitter.call("exp_nonpositive", off))
-            emitter.store(row.memory, place, value)
-            return value
+            return row.put(place, emitter.call("exp_nonpositive", off))
 
         total = row.reduce("sum", 0.0, exponential)
-        row.scaled(row.get, emitter.number(1.0) / total, write)
+        row.scaled(row.get, row.number(1.0) / total, write)
 
-    return _over_rows(name, isa, rows, size, arguments, read, rule, finish)
+    return _over_rows(name, isa, rows, size, arguments, read, rule, finish, across)

@@ -292,8 +292,11 @@ class Builder:
         rows = val(source).numel() // size
         after = After(self, group, self.layout, _affine(bound), [source])
 
+        across = _rows_touch(val(source), self.isa.lanes)
+
         def read(emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, lanes: Lanes | None) -> Expr:
-            return after.value(emitter, buffers, source, (*unflattened(number, leading), _at(column, lanes)), lanes)
+            row, column = (_at(number, lanes), column) if across else (number, _at(column, lanes))
+            return after.value(emitter, buffers, source, (*unflattened(row, leading), column), lanes)
 
         def finish(
             emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, value: Expr, lanes: Lanes | None
@@ -303,11 +306,11 @@ class Builder:
 
         name, count = self.name(group.kind), stored(after.pointers)
         if group.kind == "softmax":
-            kernel = norm.softmax(name, self.isa, rows, size, count, read, finish)
+            kernel = norm.softmax(name, self.isa, rows, size, count, read, finish, across)
         else:
             eps = bound["eps"] if bound["eps"] is not None else float(torch.finfo(torch.float32).eps)
             rule = norm.layer_norm if group.kind == "layer_norm" else norm.rms_norm
-            kernel = rule(name, self.isa, rows, size, eps, count, read, finish)
+            kernel = rule(name, self.isa, rows, size, eps, count, read, finish, across)
         self.launch(kernel, after.pointers)
 
     def conv2d(self, group: Group) -> None:
@@ -885,6 +888,13 @@ def _lifted(sizes: Sequence[int], fill: int) -> list[int]:
 def _each(value: Sequence[int], dims: int) -> list[int]:
     """An option of a convolution for all dimensions: one number holds for all."""
     return list(value) * dims if len(value) == 1 else list(value)
+
+
+def _rows_touch(value: torch.Tensor, lanes: int) -> bool:
+    """Whether rows lie next to each other in memory, and not the elements of a row, and vectors go over no ends."""
+    *_, rows, size = (1, *value.shape)
+    *_, down, right = (0, *value.stride())
+    return down == 1 != right and rows % lanes == 0 and size % lanes == 0
 
 
 def _at(column: Expr, lanes: Lanes | None) -> Expr:

@@ -31,7 +31,7 @@ _PATIENCE = 10  # seconds to wait for another process that writes
 # What decides how fast a schedule is.
 _SOURCES = (
     "attention", "contraction", "conv", "dot", "emit", "gemm", "isa", "operators", "plan", "reading", "schedule",
-    "stage", "tile", "vectormath", "winograd",
+    "stage", "tile", "tiling", "vectormath", "winograd",
 )  # fmt: skip
 _TABLES = """
 CREATE TABLE IF NOT EXISTS kernels (
