@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import fx
 
+from graphopt.debug.alike import alike
 from graphopt.debug.figures import counted, duration, scaled, weights_alone
 from graphopt.debug.statistics import PassRecord
 from graphopt.ir.cost import nbytes, program_cost, stage_costs
@@ -256,12 +255,10 @@ def _pass_lines(record: PassRecord) -> list[str]:
         if remark := weights_alone(record.once_flops, record.once_bytes):
             lines.append(f"  {remark}")
     if record.refusals:
-        alike = Counter[str]()
-        for reason, count in record.refusals.items():
-            alike[re.sub(r"\d+(\.\d+)?", "N", reason) if len(record.refusals) > _REASONS else reason] += count
-        often = [f"{count} × {reason}" if len(alike) > 1 else reason for reason, count in alike.most_common(_REASONS)]
-        often += [f"{counted(len(alike) - _REASONS, 'more reason')}"] * (len(alike) > _REASONS)
-        lines.append(f"{record.name} refused {counted(sum(alike.values()), 'time')}: {'; '.join(often)}")
+        found = alike(record.refusals) if len(record.refusals) > _REASONS else record.refusals
+        often = [f"{count} × {reason}" if len(found) > 1 else reason for reason, count in found.most_common(_REASONS)]
+        often += [f"{counted(len(found) - _REASONS, 'more reason')}"] * (len(found) > _REASONS)
+        lines.append(f"{record.name} refused {counted(found.total(), 'time')}: {'; '.join(often)}")
     return lines
 
 
