@@ -72,6 +72,18 @@ def calls(module: torch.nn.Module, *sizes: int) -> None:
             module(torch.randn(n, 4), torch.randn(4))
 
 
+def test_the_report_tells_variants_apart() -> None:
+    module = graphopt.compile(Scaled().eval(), target="eager")
+    calls(module, 2)
+    assert [entry.name for entry in graphopt.report(module).modules[0].variants] == [""]
+    assert "variant" not in str(graphopt.report(module))
+    calls(module, 3)
+    report = graphopt.report(module)
+    assert [entry.name for entry in report.modules[0].variants] == ["x f32[3, 4]", "x f32[2, 4]"]
+    assert "  variant: x f32[3, 4]\n" in str(report)
+    assert report.to_dict()["modules"][0]["variants"][0]["name"] == "x f32[3, 4]"
+
+
 def test_what_is_compiled_is_logged(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
