@@ -9,7 +9,7 @@ import re
 import pytest
 from rich.console import Console
 
-from graphopt.cli import _app
+from graphopt.cli import _app, _demo
 
 LOGGER = logging.getLogger("graphopt")
 
@@ -18,6 +18,7 @@ def console(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> io.StringIO:
     file = io.StringIO()
     made = Console(file=file, force_terminal=terminal, width=60, highlight=False, soft_wrap=True, no_color=True)
     monkeypatch.setattr(_app, "errors", lambda: made)
+    monkeypatch.setattr(_demo, "errors", lambda: made)
     return file
 
 
@@ -45,3 +46,27 @@ def test_compiling_shows_on_a_terminal_only(terminal: bool, monkeypatch: pytest.
     assert "sampling" in text
     assert ("unet: compiling UNet" in text) == terminal
     assert all(len(line) <= 60 for line in re.split(r"[\r\n]", text))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_phases_of_the_demo(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = console(monkeypatch, terminal=terminal)
+    with _demo._phases("emoji", 4) as (say, advance):
+        say("loading")
+        say("compiling")
+        LOGGER.info("unet: compiling UNet: first call")
+        advance()
+    lines = [line.rstrip() for line in re.split(r"[\r\n]", plain(file)) if line.strip()]
+    lines = [re.sub(r"took [\d.]+ m?s", "took", line) for line in lines if "/4" not in line]
+    assert lines == [
+        "emoji: loading", "  took", "emoji: compiling", "  unet: compiling UNet: first call", "  took",
+    ]  # fmt: skip
+
+
+def test_a_phase_that_fails_took_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = console(monkeypatch, terminal=False)
+    with pytest.raises(ValueError, match="no"), _demo._phases("emoji", 4) as (say, _):
+        say("loading")
+        raise ValueError("no")
+    assert file.getvalue() == "emoji: loading\n"
+    assert not LOGGER.handlers
