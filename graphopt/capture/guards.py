@@ -415,8 +415,15 @@ def watched() -> str | None:
     return f"the mode {type(seen).__name__} is active, and the call is not compiled yet" if seen is not None else None
 
 
+# What `call_state` consists of.
+CALL_STATE = (
+    "float32 matmul precision", "deterministic algorithms", "oneDNN", "default dtype", "default device",
+    "scaled_dot_product_attention",
+)  # fmt: skip
+
+
 def call_state() -> tuple[Any, ...]:
-    """Global state that decides what a forward computes or which kernels torch picks."""
+    """Global state that decides what a forward computes or which kernels torch picks, as `CALL_STATE` names it."""
     functional = torch.nn.functional
     return (
         torch._C._get_float32_matmul_precision(),

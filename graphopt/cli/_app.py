@@ -115,16 +115,50 @@ def errors() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+class _Told(logging.Handler):
+    """Gives messages to a function."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self.say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say(record.getMessage())
+
+
+@contextmanager
+def told(say: Callable[[str], None]) -> Iterator[None]:
+    """What graphopt logs of compilations goes to `say`."""
+    logger, handler = logging.getLogger("graphopt"), _Told(say)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
 @contextmanager
 def phase(text: str) -> Iterator[Callable[[str], None] | None]:
-    """What is being done, on stderr: a spinner on a terminal, a plain line elsewhere.
+    """What is being done, on stderr: a spinner on a terminal, with what is being compiled; a plain line elsewhere.
 
     On a terminal it gives a function that shows how far it has come, behind the text; elsewhere None.
     """
     console = errors()
     if console.is_terminal:
-        with console.status(Text(text)) as status:
-            yield lambda detail: status.update(Text(f"{text}{': ' * bool(detail)}{detail}"))
+
+        def line(detail: str) -> Text:
+            return Text(f"{text}{': ' * bool(detail)}{detail}", no_wrap=True, overflow="ellipsis")
+
+        with console.status(line("")) as status:
+
+            def say(detail: str) -> None:
+                status.update(line(detail))
+
+            with told(say):
+                yield say
     else:
         console.print(Text(text))
         yield None

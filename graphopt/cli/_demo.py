@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 import graphopt
-from graphopt.cli._app import errors
+from graphopt.cli._app import errors, told
 from graphopt.cli._grid import Column, amplified, grid
 from graphopt.cli._load import device_of, load
 from graphopt.cli._measure import Comparison, Difference, Sampled, Sampler, Spread, in_turns, per_image, per_step
@@ -69,14 +70,14 @@ def compare(
         if energy.meter.measured:
             say("power at rest")
             energy.meter.measure_idle()
-        say("warming up the original")
+        say("first runs of the original")
         original_warm_up = original.warm_up(sizes)
-        say("compiling")
+        say("compiling, first runs of the compiled")
         graphopt.compile(compiled.pipe, target=target, pipeline=passes)
         compiled_warm_up = compiled.warm_up(sizes)
         ours, theirs = in_turns(
             original, compiled, captions, settings["seed"], settings["batch"], energy.meter,
-            lambda turn: say(f"batch {turn + 1} of {len(sizes)}"),
+            lambda turn, which: say(f"batch {turn + 1} of {len(sizes)}, {which}"),
         )  # fmt: skip
     before, after = ours.stack, theirs.stack
     apart, factor = amplified(before, after)
@@ -99,15 +100,31 @@ def compare(
 
 @contextmanager
 def _phases(name: str, steps: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
-    """What to call at each phase and at each step: a bar on a terminal, else one plain line per phase; on stderr."""
+    """What to call at each phase and at each step.
+
+    On stderr there is a line when a phase begins, one for what is compiled in it, and one when it ends; on a terminal
+    also a bar.
+    """
     console = errors()
-    if not console.is_terminal:
-        yield (lambda text: console.print(Text(f"{name}: {text}"))), (lambda: None)
-        return
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    begun: list[float] = []
+
+    def ends() -> None:
+        if begun:
+            console.print(Text(f"  took {duration(time.perf_counter() - begun.pop())}"))
+
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(name, total=steps)
-        yield (lambda text: progress.update(task, description=f"{name}: {text}")), (lambda: progress.advance(task))
+
+        def say(text: str) -> None:
+            ends()
+            console.print(Text(f"{name}: {text}"))
+            progress.update(task, description=f"{name}: {text}")
+            begun.append(time.perf_counter())
+
+        with told(lambda line: console.print(Text(f"  {line}"))):
+            yield say, lambda: progress.advance(task)
+        ends()
 
 
 def show(console: Console, result: Result) -> None:

@@ -146,16 +146,19 @@ def _ticks(pipe: Any, on_step: Callable[[], None]) -> Iterator[list[float]]:
 
 def in_turns(
     original: Sampler, compiled: Sampler, prompts: Sequence[str], seed: int, batch: int, meter: Meter,
-    on_batch: Callable[[int], None] = lambda turn: None,
+    on_batch: Callable[[int, str], None] = lambda turn, which: None,
 ) -> tuple[Sampled, Sampled]:  # fmt: skip
-    """All prompts by both, batch after batch, the order within a pair changing from pair to pair."""
+    """All prompts by both, batch after batch, the order within a pair changing from pair to pair.
+
+    `on_batch` is told before each which batch it is and whose: ``0, "original"``.
+    """
     ours, theirs = Sampled(), Sampled()
     for turn, start in enumerate(range(0, len(prompts), batch)):
-        on_batch(turn)
         some = prompts[start : start + batch]
         seeds = range(seed + start, seed + start + len(some))
-        pair = [(original, ours), (compiled, theirs)]
-        for sampler, into in pair if turn % 2 == 0 else pair[::-1]:
+        pair = [("original", original, ours), ("compiled", compiled, theirs)]
+        for which, sampler, into in pair if turn % 2 == 0 else pair[::-1]:
+            on_batch(turn, which)
             sampler.sample(some, seeds, into, meter)
     return ours, theirs
 

@@ -39,7 +39,7 @@ def show_modules(console: Console, report: Report, *, full: bool) -> None:
     stages = table("Stages", "stage", "target", "nodes", "FLOPs", "bytes", "weights", "kept", "hits",
                    left=("target",))  # fmt: skip
     for module in report.modules:
-        for variant in module.variants[-1:]:
+        for variant in module.variants[:1]:
             stages.add_row(Text(module.name, style="bold"))
             for stage in variant.stages:
                 asked = stage.hits + stage.misses
@@ -55,10 +55,14 @@ def show_modules(console: Console, report: Report, *, full: bool) -> None:
                 )
     console.print(stages)
     remark(console, "[dim]FLOPs and bytes moved are per evaluation of a stage. Hits: how often what is kept served.[/]")
+    for module in report.modules:
+        for variant in module.variants[:1]:
+            if variant.name:
+                remark(console, Text(f"Of {module.name} the newest variant is shown: {variant.name}", style="dim"))
     console.print()
     denoisers = [module for module in report.modules if "encoder" not in module.name and "decoder" not in module.name]
     for module in report.modules if full else denoisers or report.modules[:1]:
-        for variant in module.variants[-1:]:
+        for variant in module.variants[:1]:
             console.print(_passes(module.name, variant.passes))
     console.print(fates(report.modules))
 
@@ -145,6 +149,7 @@ def fates(modules: Sequence[ModuleReport]) -> Text:
     for module in modules:
         served = module.calls - sum(module.asides.values())
         lines.append(Text.assemble((module.name, "bold"), f" ({module.module}): {fate(module, served)}"))
+        lines += [Text(f"  {variant.name}: {way(variant)}") for variant in module.variants if variant.name]
         lines += [Text(f"  left to the module {count}×: {reason}") for reason, count in module.asides.items()]
         lines += [Text(f"  {text}") for text in dict.fromkeys(entry.measured() for entry in module.variants) if text]
         lines += [Text(f"  note: {text}") for variant in module.variants for text in variant.notes]
@@ -154,10 +159,8 @@ def fates(modules: Sequence[ModuleReport]) -> Text:
 def fate(module: ModuleReport, served: int) -> str:
     if not module.variants:
         return f"{counted(module.calls, 'call')}, none captured"
-    ways = list(dict.fromkeys(way(variant) for variant in module.variants))
-    return f"{served} of {module.calls} calls in {len(module.variants)} variant{'s' * (len(module.variants) > 1)}; " + (
-        "; ".join(ways)
-    )
+    found = f"{served} of {module.calls} calls in {counted(len(module.variants), 'variant')}"
+    return found if len(module.variants) > 1 else f"{found}; {way(module.variants[0])}"
 
 
 def way(variant: VariantReport) -> str:
@@ -169,7 +172,7 @@ def show_weights(console: Console, report: Report) -> None:
     """Bytes of weights, and of those that the step does not read."""
     rows = table("Weights", "module", "in all", "read by the step", "not read by the step", "share")
     for module in report.modules:
-        for variant in module.variants[-1:]:
+        for variant in module.variants[:1]:
             total, idle = variant.weight_bytes, variant.idle_weight_bytes
             share = f"{idle / total:.1%}" if total else "·"
             rows.add_row(module.name, scaled(total, "B"), scaled(total - idle, "B"), scaled(idle, "B"), share)
@@ -211,7 +214,7 @@ def show_inputs(console: Console, report: Report) -> None:
     """Roles of the inputs, of each module's newest variant."""
     rows = table("Inputs", "module", "input", "role", left=("input", "role"))
     for module in report.modules:
-        for variant in module.variants[-1:]:
+        for variant in module.variants[:1]:
             for k, (path, role) in enumerate(variant.inputs.items()):
                 rows.add_row(module.name if k == 0 else "", path, role)
     console.print(rows)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from graphopt.cli._app import AsJson, Debug, errors, out
+from graphopt.cli._app import AsJson, Debug, errors, out, phase
 from graphopt.cli._options import check_names, passes_named, suits, target_named
 from graphopt.cli._request import TARGET, OnePass, PassPipeline, TargetName
 from graphopt.errors import UsageError, nearest
@@ -72,7 +72,8 @@ def demo(
     check_names(target, pass_pipeline, one_pass or ())
     chosen = target_named(target)
     passes = passes_named(pass_pipeline, one_pass or (), suits(chosen))
-    from graphopt.cli import _demo
+    with phase("loading torch"):
+        from graphopt.cli import _demo
 
     results = []
     for name in names:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # Bytes that a thread reads to measure a memory; of main memory, all threads together.
 CACHES = {"first cache": 16 << 10, "second cache": 256 << 10}
 MAIN = 512 << 20
+_WIDE = 100  # columns of a terminal from which on the table has all of its own
+_LEAVES_OUT = ("calls", "B/s")  # in a narrower one
 
 Repeats = Annotated[int, typer.Option(min=1, help="How often each kernel is timed.")]
 Kernel = Annotated[str | None, typer.Option(metavar="NAME", help="One kernel, and with --source its code.")]
@@ -165,20 +167,23 @@ def _show(
     console.rule(Text(f"{session.title}: {name}", style="bold"), align="left")
     best = ", ".join(f"{scaled(peak, 'FLOP/s')} ({kind})" for kind, peak in reached.items())
     remark(console, Text(f"Peak of this machine, products and sums in registers alone: {best}."))
-    rows = table(f"Kernels of the step, {duration(total)}", "kernel", "calls", "time", "share", "FLOP/s", "of peak",
-                 "B/s", "computes", left=("computes",))  # fmt: skip
-    for entry in found:
-        speed = entry.flops / entry.seconds
-        rows.add_row(
-            entry.name,
-            str(entry.calls),
-            duration(entry.seconds),
-            f"{entry.seconds / total:.1%}",
-            scaled(speed) if entry.flops else "·",
-            f"{entry.share(reached):.0%}" if entry.flops else "·",
-            scaled(entry.bytes / entry.seconds) if entry.computes else "·",
-            entry.computes or "(lays out what the next kernel reads)",
-        )
+    cells = {
+        "kernel": [entry.name for entry in found],
+        "calls": [str(entry.calls) for entry in found],
+        "time": [duration(entry.seconds) for entry in found],
+        "share": [f"{entry.seconds / total:.1%}" for entry in found],
+        "FLOP/s": [scaled(entry.flops / entry.seconds) if entry.flops else "·" for entry in found],
+        "of peak": [f"{entry.share(reached):.0%}" if entry.flops else "·" for entry in found],
+        "B/s": [scaled(entry.bytes / entry.seconds) if entry.computes else "·" for entry in found],
+        "computes": [entry.computes or "(layout for the next)" for entry in found],
+    }
+    shown = [name for name in cells if console.width >= _WIDE or name not in _LEAVES_OUT]
+    rows = table(f"Kernels of the step, {duration(total)}", *shown, left=("computes",))
+    for column in rows.columns[:-1]:
+        column.no_wrap = True
+    for *row, computes in zip(*(cells[name] for name in shown), strict=True):
+        # A kernel is a line; one alone is shown whole.
+        rows.add_row(*row, Text(computes, no_wrap=True, overflow="ellipsis") if len(found) > 1 else computes)
     console.print(rows)
     if left:
         some = ", ".join(f"{target} × {count}" for target, count in Counter(left).most_common())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from graphopt.debug.alike import together, without_numbers
 from graphopt.debug.history import Compilation, Place, Snapshot
 from graphopt.debug.journal import cost_of, number
 from graphopt.energy import WorkEstimate
@@ -36,7 +36,7 @@ class Missed:
 
     Attributes
     ----------
-    reason : with N for the numbers in which the places differ.
+    reason : with ranges for numbers in which the places differ, or that of most of them.
     lines : the most expensive first.
     cost : of all their nodes together.
     """
@@ -128,13 +128,13 @@ def _explained(before: Snapshot, after: Snapshot, passes: int, captured: Program
     costs = _costs((before.program, after.program))
     reasons: dict[str, list[tuple[str, Place]]] = defaultdict(list)
     for held in after.held:
-        reasons[re.sub(r"\d+(\.\d+)?", "N", held.reason)].append((held.reason, held.place))
+        reasons[without_numbers(held.reason)].append((held.reason, held.place))
     missed = []
-    for pattern, found in reasons.items():
-        exact = {reason for reason, _ in found}
+    for found in reasons.values():
+        reason = together(Counter(reason for reason, _ in found))
         places = [place for _, place in found]
         total = sum((costs.get(place.node, Cost()) for place in places), Cost())
-        missed.append(Missed(exact.pop() if len(exact) == 1 else pattern, _lines(places, costs), total))
+        missed.append(Missed(reason, _lines(places, costs), total))
     missed.sort(key=lambda entry: -_work(entry.cost))
     was, now = stage_costs(before.program), stage_costs(after.program)
     fired = _lines((entry.place for entry in after.fired), {})

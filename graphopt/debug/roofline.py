@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.debug.figures import scaled
+from graphopt.debug.labels import label
 from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
     from graphopt.targets.tvm.timing import KernelTime
 
 _LEAST = 0.002  # share of the step below which a kernel is not drawn
+_NAMED = 8  # kernels that are named: the slowest
 FORMATS = (".svg", ".png", ".pdf")
 
 
@@ -37,6 +39,8 @@ def roofline(
 ) -> None:
     """Draw kernels under the lines of a machine; the area of a point is the kernel's share of the time.
 
+    The slowest are named.
+
     Parameters
     ----------
     peaks : FLOP/s, by what is multiplied.
@@ -48,7 +52,9 @@ def roofline(
     drawn = [entry for entry in kernels if entry.flops and entry.seconds >= _LEAST * total]
     figure = figures.Figure(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot(xscale="log", yscale="log")
-    intensities = [entry.flops / entry.bytes for entry in drawn]
+    points = {entry: (entry.flops / entry.bytes, entry.flops / entry.seconds) for entry in drawn}
+    areas = {entry: 1500 * entry.seconds / total + 8 for entry in drawn}
+    intensities = [intensity for intensity, _ in points.values()]
     slowest, peak = min(bandwidths.values()), max(peaks.values())
     left = min([0.5, *(0.5 * intensity for intensity in intensities)])
     right = max([4 * peak / slowest, *(2 * intensity for intensity in intensities)])
@@ -67,15 +73,17 @@ def roofline(
         some = [entry for entry in drawn if _kind(entry) == kind]
         share = sum(entry.seconds for entry in some) / total
         axes.scatter(
-            [entry.flops / entry.bytes for entry in some],
-            [entry.flops / entry.seconds for entry in some],
-            [1500 * entry.seconds / total + 8 for entry in some],
+            *zip(*(points[entry] for entry in some), strict=True),
+            [areas[entry] for entry in some],
             color=f"C{number}", alpha=0.6, label=f"{kind}, {share:.0%} of the time",
         )  # fmt: skip
     axes.set(xlabel="operations per byte of arguments", ylabel="operations per second", title=title, xlim=(left, right))
     axes.set_ylim(top=2 * peak)
     axes.grid(which="major", linewidth=0.3)
     axes.legend(loc="lower right", fontsize=8, markerscale=0.5)
+    named = sorted(drawn, key=lambda entry: -entry.seconds)[:_NAMED]
+    dots = [(points[entry], areas[entry]) for entry in drawn]
+    label(figure, axes, [entry.name for entry in named], [points[entry] for entry in named], dots)
     figure.savefig(file, dpi=150)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import threading
 import time
 import warnings
@@ -27,6 +28,7 @@ from graphopt.capture.fingerprint import Executed
 from graphopt.capture.guards import ModuleGuard, call_state, interference, outside, watched
 from graphopt.capture.relations import Watch, repeated
 from graphopt.capture.tracing import tracing
+from graphopt.debug.figures import duration
 from graphopt.debug.statistics import PassRecord
 from graphopt.errors import CaptureError, UsageError, VerificationError
 from graphopt.ir.accuracy import relative_error
@@ -37,6 +39,7 @@ from graphopt.ir.stages import Part
 from graphopt.ir.verify import evaluate
 from graphopt.runtime import evict, race, shelf
 from graphopt.runtime.branches import Branches
+from graphopt.runtime.forms import Form, form, why
 from graphopt.runtime.gate import GATE
 from graphopt.runtime.guidance import Guided, resolve
 from graphopt.runtime.memo import Key, Memo, key_part, private
@@ -50,6 +53,7 @@ _ONE_STATE = 2  # entries of the common stage: a state serves the branches of on
 _WATCHES = 4  # runs that are watched for relations between their calls
 _PATIENCE = 2  # changes of a part that was thought to stay the same
 _capturing = threading.local()
+_LOG = logging.getLogger("graphopt")  # at level INFO it says what is compiled, why, and what that took
 
 Pick = Callable[[list[Any]], tuple[Any, ...]]  # a stage's arguments, from all values that are known
 
@@ -89,6 +93,16 @@ class Built:
     def fell_back(self) -> bool:
         """Whether the target could not build the step."""
         return self.targets[-1] != self.target.name
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What of it an earlier process has made."""
+        found = {
+            "captured graph": bool(self.captured.kept),
+            "graph after passes": bool(self.program.kept),
+            "code": any(getattr(kernel, "kept", False) for kernel in self.kernels),
+        }
+        return tuple(what for what, kept in found.items() if kept)
 
 
 @dataclass(frozen=True)
@@ -138,8 +152,8 @@ class Builder(Protocol):
 class Variant:
     """One captured Program of a module: the calls it serves, the state of the module it needs, and its memos."""
 
-    def __init__(self, installed: Installed, signature: Any, built: Built, seconds: float) -> None:
-        self.signature, self.built, self.seconds = signature, built, seconds
+    def __init__(self, installed: Installed, signature: Any, form: Form, built: Built, seconds: float) -> None:
+        self.signature, self.form, self.built, self.seconds = signature, form, built, seconds
         self.guard = ModuleGuard(installed.module)
         self.used = installed.calls  # the call it served last
         self.checked = False  # whether its first result was compared with the module's own
@@ -567,6 +581,9 @@ class Installed:
                 return reason
             if any(self._unstable[call.signature, state] > 1 for call in calls):
                 return "the module changes its own attributes whenever it runs"
+            arguments = form(self.takers[0], calls[0], state)
+            reason = why(arguments, [variant.form for variant in self.variants])
+            _LOG.info("%s: compiling %s: %s", self.name, type(self.module).__name__, reason)
             executed = None
             if artifacts.folder() is not None:
                 executed = self._run_seen(calls[0], args, kwargs)
@@ -594,7 +611,9 @@ class Installed:
                     continue
                 finally:
                     _capturing.active = False
-                variant = Variant(self, (call.signature, call_state()), built, time.perf_counter() - start)
+                arguments = form(taker, call, state)
+                variant = Variant(self, (call.signature, call_state()), arguments, built, time.perf_counter() - start)
+                self._told(variant)
                 variant.rivals = self._builder.choice.targets[1:]
                 self._add(variant)
                 return variant, call
@@ -626,6 +645,15 @@ class Installed:
         built.seconds["capture"] = seconds
         return built
 
+    def _told(self, variant: Variant) -> None:
+        """Log what a compilation took."""
+        built = variant.built
+        spent = [(what, built.seconds[what]) for what in ("capture", "passes", "code") if what in built.seconds]
+        parts = ", ".join(f"{what} {duration(seconds)}" for what, seconds in spent)
+        kept = f"from the cache: {', '.join(built.kept)}" if built.kept else "nothing was in the cache"
+        took = duration(variant.seconds)
+        _LOG.info("%s: compiled for target %s in %s (%s); %s", self.name, built.target.name, took, parts, kept)
+
     def _add(self, variant: Variant) -> None:
         """Serve calls with this variant from now on, in front of those that assume less."""
         if len(self.variants) >= _MAX_VARIANTS:
@@ -641,6 +669,7 @@ class Installed:
             return variant
         variant.tried.update(new)
         with self._lock:
+            _LOG.info("%s: compiling again: its calls have shown that %s", self.name, _listed(new))
             start = time.perf_counter()
             try:
                 with tracing():  # targets trace too
@@ -655,8 +684,10 @@ class Installed:
                 return variant
             variant.built.unused = tuple(dict.fromkeys((*variant.built.unused, *built.unused)))
             if {*built.program.relations} <= {*variant.relations}:
+                _LOG.info("%s: no pass gains from that, and nothing changes", self.name)
                 return variant
-            better = Variant(self, variant.signature, built, time.perf_counter() - start)
+            better = Variant(self, variant.signature, variant.form, built, time.perf_counter() - start)
+            self._told(better)
             better.tried = set(variant.tried)
             better.rivals = () if variant.checked else variant.rivals  # else the target is known
             self._add(better)
@@ -725,6 +756,7 @@ class Installed:
             if reason := next(filter(None, reasons), None):
                 left[target.name] = reason
                 continue
+            _LOG.info("%s: compiling for target %s, to compare", self.name, target.name)
             start, relations = time.perf_counter(), (*variant.relations, *variant.built.unused)
             try:
                 with tracing():  # targets trace too
@@ -737,7 +769,8 @@ class Installed:
             if built.fell_back:
                 left[target.name] = "; ".join(built.notes)
                 continue
-            rival = Variant(self, variant.signature, built, time.perf_counter() - start)
+            rival = Variant(self, variant.signature, variant.form, built, time.perf_counter() - start)
+            self._told(rival)
             rival.tried = set(variant.tried)
             yield rival
 
@@ -790,6 +823,7 @@ class Installed:
         no other run had filled it: what it saves from run to run comes on top.
         """
         named, taker = {entry.built.target.name: entry for entry in contenders}, self.takers[0]
+        _LOG.info("%s: measuring which is fastest: %s", self.name, ", ".join((ORIGINAL, *named)))
 
         def run(name: str, number: int) -> float:
             args, kwargs = taker.rebuild(first.later(call, number), call.spec)
@@ -814,6 +848,7 @@ class Installed:
             first.contest.add(race.rounds(list(named), run))
         kept = named[first.contest.fastest]
         kept.race, kept.contest = first.contest.races[first.contest.fastest], first.contest
+        _LOG.info("%s: from now on runs %s", self.name, kept.built.target.name if kept.race.won else ORIGINAL)
         return kept
 
     def _weigh(self, variant: Variant) -> None:

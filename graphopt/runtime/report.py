@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import fx
 
+from graphopt.debug.alike import alike
 from graphopt.debug.figures import counted, duration, scaled, weights_alone
 from graphopt.debug.statistics import PassRecord
 from graphopt.ir.cost import nbytes, program_cost, stage_costs
 from graphopt.ir.program import Program, val
 from graphopt.ir.stages import COMMON, STEP, WEIGHTS, Stage, placement
 from graphopt.runtime.evict import outcome
+from graphopt.runtime.forms import names
 from graphopt.runtime.installed import Installed, Variant
 from graphopt.runtime.loop_report import LoopReport, loops_of
 from graphopt.runtime.race import Race
@@ -65,6 +65,9 @@ class ContenderReport:
 class VariantReport:
     """One captured Program of a module.
 
+    `name` says what tells it from the module's other variants: shapes, dtypes and values of arguments, what is assumed
+    of them, or the state of torch; empty where there is no other.
+
     `faster` is the original's time over the compiled call's where the two were measured (target ``auto``, or several),
     the median of pairs of calls, and `interval` the range of that median: above 1 the compiled call is faster. `target`
     was to build the step; `contenders` are all that could have, and `original_seconds` is the median of the module's
@@ -91,6 +94,7 @@ class VariantReport:
     target: str = ""
     original_seconds: float | None = None
     contenders: list[ContenderReport] = field(default_factory=list)
+    name: str = ""
 
     def measured(self) -> str | None:
         """What was measured, in a line; None where nothing was."""
@@ -132,6 +136,8 @@ class GuidanceReport:
 @dataclass
 class ModuleReport:
     """One compiled module: its variants, its calls, and how many of them the module served itself, by reason.
+
+    A call is offered to the first variant first; later ones assume less, or serve other calls.
 
     `eviction` is None unless weights that no step reads were to be evicted, `guidance` unless calls were held back
     until the weights of their guidance branches were known.
@@ -200,7 +206,7 @@ class Report:
         """The stage of a module's newest variant. Raises KeyError when there is none."""
         for entry in self.modules:
             if entry.name == module and entry.variants:
-                return next(s for s in entry.variants[-1].stages if s.name == stage)
+                return next(s for s in entry.variants[0].stages if s.name == stage)
         raise KeyError((module, stage))
 
     def __str__(self) -> str:
@@ -213,6 +219,7 @@ class Report:
             ]
             lines += [f"  {entry}" for entry in (module.eviction, module.guidance) if entry]
             for variant in module.variants:
+                lines += [f"  variant: {variant.name}"] * bool(variant.name)
                 lines += [f"  {line}" for line in _variant_lines(variant)]
                 if module.name == module.module and len(variant.inputs) > 1 and {*variant.inputs.values()} == {"state"}:
                     last = list(variant.inputs)[-1].partition(".")[0]
@@ -256,12 +263,10 @@ def _pass_lines(record: PassRecord) -> list[str]:
         if remark := weights_alone(record.once_flops, record.once_bytes):
             lines.append(f"  {remark}")
     if record.refusals:
-        alike = Counter[str]()
-        for reason, count in record.refusals.items():
-            alike[re.sub(r"\d+(\.\d+)?", "N", reason) if len(record.refusals) > _REASONS else reason] += count
-        often = [f"{count} × {reason}" if len(alike) > 1 else reason for reason, count in alike.most_common(_REASONS)]
-        often += [f"{counted(len(alike) - _REASONS, 'more reason')}"] * (len(alike) > _REASONS)
-        lines.append(f"{record.name} refused {counted(sum(alike.values()), 'time')}: {'; '.join(often)}")
+        found = alike(record.refusals) if len(record.refusals) > _REASONS else record.refusals
+        often = [f"{count} × {reason}" if len(found) > 1 else reason for reason, count in found.most_common(_REASONS)]
+        often += [f"{counted(len(found) - _REASONS, 'more reason')}"] * (len(found) > _REASONS)
+        lines.append(f"{record.name} refused {counted(found.total(), 'time')}: {'; '.join(often)}")
     return lines
 
 
@@ -311,7 +316,8 @@ def _replay(entry: Replay) -> ReplayReport:
 
 
 def _module(entry: Installed) -> ModuleReport:
-    variants = [_variant(variant) for variant in entry.variants]
+    forms = [{**variant.form, "assumes": _assumed(variant)} for variant in entry.variants]
+    variants = [_variant(variant, name) for variant, name in zip(entry.variants, names(forms), strict=True)]
     found = outcome(entry)
     eviction = EvictionReport(*found) if found else None
     held = entry.branches.counts
@@ -321,7 +327,11 @@ def _module(entry: Installed) -> ModuleReport:
     )
 
 
-def _variant(variant: Variant) -> VariantReport:
+def _assumed(variant: Variant) -> str:
+    return f"assuming {'; '.join(map(str, variant.relations)) or 'nothing of its arguments'}"
+
+
+def _variant(variant: Variant, name: str) -> VariantReport:
     built, stages = variant.built, []
     costs = stage_costs(built.program)
     for part, target in zip(built.parts, built.targets, strict=True):
@@ -352,6 +362,7 @@ def _variant(variant: Variant) -> VariantReport:
         target=built.target.name,
         original_seconds=contest.original or None,
         contenders=contenders,
+        name=name,
     )
 
 

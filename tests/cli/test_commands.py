@@ -147,8 +147,11 @@ def test_demo(name: str, tmp_path: Path, run: Run, read_once: None) -> None:
     assert entry["energy"]["source"]
     assert any(module["variants"] for module in entry["report"]["modules"])
     assert [line.partition(": ")[2] for line in result.stderr.splitlines() if line.startswith(f"{name}: ")] == [
-        "loading", "warming up the original", "compiling", "batch 1 of 2", "batch 2 of 2",
+        "loading", "first runs of the original", "compiling, first runs of the compiled", "batch 1 of 2, original",
+        "batch 1 of 2, compiled", "batch 2 of 2, compiled", "batch 2 of 2, original",
     ]  # fmt: skip
+    assert len(re.findall(r"^  took [\d.]+ m?s$", result.stderr, re.MULTILINE)) == 7
+    assert "first call" in result.stderr and "compiled for target eager" in result.stderr
     if name == "emoji-unet":
         for word in ("time per image", "time per step", "energy per image", "Pictures", "Stages", "Passes on unet"):
             assert word in result.stdout

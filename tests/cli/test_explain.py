@@ -109,7 +109,7 @@ def test_reasons_that_differ_in_numbers_are_one_and_the_most_work_comes_first() 
     history.program_ends(run_pipeline((Hoist(max_bytes=0),), program, history), [])
     found = only(history.compilations[0], "hoist")
     first, last = found.missed
-    assert first.reason.startswith("the stage would keep N bytes, more than max_bytes=N")
+    assert first.reason.startswith("the stage would keep ") and "N bytes" not in first.reason
     assert (first.count, first.cost.flops, first.cost.bytes) == (2, 16 + 8, 4 * (32 + 16))
     assert [line.places[0].node for line in first.lines] == ["b"]
     assert (last.count, last.cost.flops) == (1, 0)

@@ -93,7 +93,7 @@ def test_passes_with_what_they_saved_and_why_they_held_back() -> None:
         ),
         (
             PassRecord("a", "bitwise", refusals=Counter({"1 term": 1, "22 term": 4, "shared": 2, "last": 1})),
-            ["a refused 8 times: 5 × N term; 2 × shared; 1 more reason"],
+            ["a refused 8 times: 5 × 1 to 22 term; 2 × shared; 1 more reason"],
         ),
     ],
 )  # fmt: skip
