@@ -334,15 +334,16 @@ def test_candidates_of_products(cpu: isa.Isa, rows: int, columns: int, terms: in
 
 @given(CPUS, SIZES, SIZES, SIZES, st.integers(1, 8), st.integers(1, 6), st.integers(1, 1 << 23))
 def test_cuts(cpu: isa.Isa, rows: int, columns: int, terms: int, high: int, wide: int, most: int) -> None:
-    """Tasks cover all tiles and panels, are no larger than asked for, and what they read and keep stays in a cache."""
+    """Tasks cover all tiles and panels, none is empty, and they are no larger than asked for; runs cover all terms."""
     product, form = tiling.Product(rows, columns, 10 * terms), tiling.Tiles(high, wide, cpu.lanes)
-    for found in (tiling.cut(cpu, product, form), tiling.cut(cpu, product, form, most)):
+    for found in (best := tiling.cut(cpu, product, form), tiling.cut(cpu, product, form, most)):
         assert (found.height - 1) * form.rows < rows <= found.down * found.height * form.rows
         assert (found.width - 1) * form.columns < columns <= found.across * found.width * form.columns
-        assert found.tasks == found.down * found.across and found.fits() and found.cycles() > 0
+        assert (found.down - 1) * found.height * form.rows < rows
+        assert (found.across - 1) * found.width * form.columns < columns
         assert (found.runs - 1) * found.terms < product.terms <= found.runs * found.terms
-        assert found.height * found.step >= form.columns
     assert found.work <= most or found.height == found.width == 1
+    assert tiling.cut(cpu, product, form, best.work) == best, "the default's work gives the default"
 
 
 def test_forms_leave_little_of_a_tile_without_use() -> None:

@@ -33,6 +33,11 @@ define i32 @graphopt_next_task(ptr %team) alwaysinline {
   %task = atomicrmw add ptr %counter, i32 1 monotonic
   ret i32 %task
 }
+define i32 @graphopt_threads(ptr %team) alwaysinline {
+  %at = getelementptr i32, ptr %team, i32 3
+  %threads = load i32, ptr %at
+  ret i32 %threads
+}
 define i32 @graphopt_prefetch(ptr %numbers, i32 %start, i32 %place) alwaysinline {
   %from = getelementptr float, ptr %numbers, i32 %start
   %at = getelementptr float, ptr %from, i32 %place
@@ -43,7 +48,7 @@ declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare void @GOMP_parallel(ptr, ptr, i32, i32)
 """
 
-# A team is a table of pointers and a counter. One thread needs no OpenMP.
+# A team is a table of pointers, a counter, and the number of threads. One thread needs no OpenMP.
 _LAUNCH = """
 declare i32 @{name}(ptr)
 define i32 @graphopt_launch_{name}(ptr %table, i32 %offset, i32 %threads) alwaysinline {{
@@ -51,7 +56,9 @@ define i32 @graphopt_launch_{name}(ptr %table, i32 %offset, i32 %threads) always
   %arguments = getelementptr ptr, ptr %table, i32 %offset
   store ptr %arguments, ptr %team
   %counter = getelementptr i64, ptr %team, i32 1
-  store i64 0, ptr %counter
+  store i32 0, ptr %counter
+  %size = getelementptr i32, ptr %team, i32 3
+  store i32 %threads, ptr %size
   %alone = icmp eq i32 %threads, 1
   br i1 %alone, label %one, label %many
 one:

@@ -21,6 +21,7 @@ from .reading import Lanes, vector_of
 from .schedule import Schedule, Space, cycles, space
 from .tile import LINE, TERMS, in_runs, task_of
 
+_TOGETHER = 8  # channels, at most, for which lines of the next panel are asked for in one go
 _INPUT = 1 << 16  # numbers of the input that the tiles of a task read: half of the second cache
 
 
@@ -479,27 +480,33 @@ class _Convolution:
         )
 
     def _add(self, number: Expr, places: Sequence[Expr], start: Expr, count: int, fresh: bool) -> None:
-        emitter, cut, lanes, taps = self.emitter, self.cut, self.lanes, self.source.taps
-        *_, image, weight = self.buffers
+        emitter, cut, lanes, weight = self.emitter, self.cut, self.lanes, self.buffers[-1]
         zero = emitter.spread(0.0, lanes)
         sums = [[emitter.register(zero, "sum") for _ in range(cut.vectors)] for _ in range(cut.height)]
-        near = self._near(start)
-        with emitter.loop(count, "channel") as each:
-            for line in range(ceil(self.step / LINE)):
-                emitter.prefetch(weight, near, each * self.step + line * LINE)
-            channel = emitter.let(start + each, "channel")
-            here = [emitter.let(place + channel * self.source.channel, "here") for place in places]
-            base = emitter.let((number * cut.sizes.channels + channel) * (len(taps) * cut.height), "base")
-            for tap, offset in enumerate(taps):
-                pixels = [emitter.let(emitter.load(image, at + offset, lanes), "pixels") for at in here]
-                for row, registers in enumerate(sums):
-                    factor = emitter.let(emitter.load(weight, base + tap * cut.height + row, lanes, step=0), "factor")
-                    for register, vector in zip(registers, pixels, strict=True):
-                        emitter.put(register, cut.sizes.dot.added(emitter, emitter.get(register), factor, vector))
+        near, some = self._near(start), next((n for n in range(_TOGETHER, 1, -1) if count % n == 0), count)
+        with emitter.loop(count // some, "some") as group:
+            # Ahead of some channels: among their products, LLVM would run out of registers.
+            with emitter.loop(ceil(some * self.step / LINE), "line") as line:
+                emitter.prefetch(weight, near, group * (some * self.step) + line * LINE)
+            with emitter.loop(some, "channel") as each:
+                self._multiply(number, places, emitter.let(start + group * some + each, "channel"), sums)
         for place, register in enumerate(itertools.chain(*sums)):
             value = emitter.get(register)
             known = emitter.load(self.block, place * lanes, lanes)
             emitter.store(self.block, place * lanes, value if fresh else known + value)
+
+    def _multiply(self, number: Expr, places: Sequence[Expr], channel: Expr, sums: Sequence[Sequence[Buffer]]) -> None:
+        """A channel's products, added to a tile's sums in registers."""
+        emitter, cut, lanes, taps = self.emitter, self.cut, self.lanes, self.source.taps
+        *_, image, weight = self.buffers
+        here = [emitter.let(place + channel * self.source.channel, "here") for place in places]
+        base = emitter.let((number * cut.sizes.channels + channel) * (len(taps) * cut.height), "base")
+        for tap, offset in enumerate(taps):
+            pixels = [emitter.let(emitter.load(image, at + offset, lanes), "pixels") for at in here]
+            for row, registers in enumerate(sums):
+                factor = emitter.let(emitter.load(weight, base + tap * cut.height + row, lanes, step=0), "factor")
+                for register, vector in zip(registers, pixels, strict=True):
+                    emitter.put(register, cut.sizes.dot.added(emitter, emitter.get(register), factor, vector))
 
     def _near(self, start: Expr) -> Expr:
         """Where that part of the next panel lies which a tile brings near: all tiles of this one bring it together."""

@@ -35,7 +35,7 @@ class Emitter:
     ----------
     isa : the CPU that the kernel is for.
     called : names of the functions of `vectormath` and `dot` that the kernel calls, by number of lanes.
-    upcoming : a task whose memory can be brought near: what the thread does next as far as is known, or this one.
+    upcoming : what the thread does next, as far as is known: a task whose memory can be brought near.
     scratches : allocations, which belong before the loop over tasks: TVM frees memory at the end of the function.
     """
 
@@ -146,7 +146,7 @@ class Emitter:
         self.emit(tirx.BufferStore(buffer, value, [_lanes(index, lanes_of(value), step)]))
 
     def prefetch(self, buffer: Buffer, start: Expr, place: Expr) -> None:
-        """Have the second cache read the line with an element of 32 bits: `place` after `start`, which loops leave."""
+        """Have the second cache read the line of the element `start + place`, of 32 bits; loops change only `place`."""
         self.emit(tirx.Evaluate(tirx.call_extern("int32", "graphopt_prefetch", buffer.data, start, place)))
 
     # -- values ------------------------------------------------------------------------------------------------------
@@ -238,7 +238,8 @@ def kernel(
     Parameters
     ----------
     body : called once, with the emitter, a buffer per argument, and the number of the task.
-    ahead : let a thread take its next task when it begins one, if there are many: see `Emitter.upcoming`.
+    ahead : whether the body asks for `Emitter.upcoming`. Where there are `MANY` tasks for each thread, it takes the
+        next one when it begins one; else the next is what it would be if all threads were equally fast.
     """
     emitter = Emitter(isa)
     team = tirx.Var("team", "handle")
@@ -254,14 +255,20 @@ def kernel(
     with emitter.block() as inside:
         current = emitter.let(tirx.BufferLoad(task, [_ZERO]), "task")
         emitter.bound(current, tasks)
-        emitter.upcoming = current
-        if ahead := ahead and tasks >= MANY * isa.cores:
-            emitter.emit(take)
-            emitter.upcoming = emitter.let(tirx.min(tirx.BufferLoad(task, [_ZERO]), tasks - 1), "upcoming")
-            emitter.bound(emitter.upcoming, tasks)
-        body(emitter, buffers, current)
         if not ahead:
+            body(emitter, buffers, current)
             emitter.emit(take)
+        else:
+            threads = emitter.let(tirx.call_extern("int32", "graphopt_threads", team), "threads")
+            many = emitter.let(tirx.Cast("int32", threads * MANY <= tasks), "many")
+            with emitter.when(many == 1):
+                emitter.emit(take)
+            after = tirx.Select(many == 1, tirx.BufferLoad(task, [_ZERO]), current + threads)
+            emitter.upcoming = emitter.let(tirx.min(after, tasks - 1), "upcoming")
+            emitter.bound(emitter.upcoming, tasks)
+            body(emitter, buffers, current)
+            with emitter.when(many == 0):
+                emitter.emit(take)
     for scratch in emitter.scratches:
         emitter.emit(scratch)
     emitter.emit(tirx.While(tirx.BufferLoad(task, [_ZERO]) < tasks, sequence(inside)))

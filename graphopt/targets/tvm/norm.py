@@ -10,8 +10,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from tvm import tirx
-
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
@@ -60,8 +58,9 @@ class Row:
             with self.emitter.loop(rounds, "round") as turn:
                 for number in range(together):
                     visit((turn * together + number) * self.lanes, lanes, number)
-        for number in range(left):
-            visit(tirx.const((rounds * together + number) * self.lanes, "int32"), lanes, number)
+        if left:
+            with self.emitter.loop(left, "left") as vector:
+                visit((rounds * together + vector) * self.lanes, lanes, 0)
         if rest:
             with self.emitter.loop(rest, "rest") as place:
                 visit(place + whole * self.lanes, None, 0)
@@ -120,8 +119,9 @@ class Across(Row):
         with self.emitter.loop(rounds, "round") as turn:
             for number in range(together):
                 visit(turn * together + number, self._rows, number)
-        for number in range(left):
-            visit(tirx.const(rounds * together + number, "int32"), self._rows, number)
+        if left:
+            with self.emitter.loop(left, "left") as column:
+                visit(rounds * together + column, self._rows, 0)
 
     def total(self, how: str, vector: Expr, number: Expr) -> Expr:
         return vector

@@ -15,7 +15,7 @@ from .isa import Isa
 
 _FORMS = 12  # tiles of other forms that a search tries
 _PARTS = (0.25, 4.0)  # of the formula's task, that it tries
-MANY = 8  # tasks for each core: where there are so many, a thread may hold two
+MANY = 8  # tasks for each thread: where there are so many, it may hold two
 # Of a core: products and sums of vectors, and vectors read, per cycle.
 SUMS, _READS = 2, 2
 _FIRST = 32 << 10  # bytes of the first cache; a cycle brings half a vector from the second one
@@ -28,7 +28,7 @@ class Schedule:
     Attributes
     ----------
     rows, vectors : of the tile whose sums are in registers: one number of a factor per row, vectors of the other.
-    work : multiplications of a task, as far as whole tiles allow it; of narrow numbers a group counts as one.
+    work : multiplications of a task, at most, as far as whole tiles allow it; of narrow numbers a group counts as one.
     """
 
     rows: int

@@ -6,6 +6,7 @@ cache, and goes over them with one panel after the other, while the next one is 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from math import ceil, inf
 
@@ -17,11 +18,12 @@ from .tile import TERMS
 # Numbers of x that a task reads for one panel after the other, of as many terms as are summed up in one go, and of sums
 # that it keeps: a fifth of the second cache.
 _INPUT = 3 << 13
-_WORK = 1 << 22  # multiplications of a task, at most: no thread should wait long for the one with the last task
-# Of a core: cycles of a task, for a vector of sums that is written or added to; bytes per cycle from the last cache.
-_TASK, _WRITE, _ADD, _READ = 500, 4, 1.5, 4
-_LAST = 0.5  # of a task, that threads wait for the last one
-_BUSY, _GAIN = 1.25, 0.97  # of sums that a core works on at the same time; of the time, that another form must save
+_WORK = 1 << 22  # multiplications of a task, at most, where that makes no more than some for each core
+# Of a core: cycles of a task, for a vector of sums that is written or added to; bytes per cycle from main memory, where
+# weights lie between steps.
+_TASK, _WRITE, _ADD, _MEMORY = 500, 4, 1.5, 4
+_BUSY = 1.25  # of sums that a core works on at the same time: with fewer in a tile it waits
+_GAIN = 0.97  # of the cycles, that another form must save: the model is no better
 
 
 @dataclass(frozen=True)
@@ -142,39 +144,61 @@ class Cut:
         return max(rows, sums) <= _INPUT or self.height == self.width == 1
 
     def cycles(self) -> float:
-        """Until the last of a CPU's cores is done, of which each gets a task when it has done one."""
+        """Until the last of a CPU's cores is done: its share of the work, and the others' wait for one more task."""
         isa, product, form = self.isa, self.product, self.form
         whole, rest = divmod(product.rows, form.rows)
+        one, last = self._tile(form.rows), self._tile(rest) if rest else 0.0
+        panel = 4 * self.panel / _MEMORY
+        row = form.rows * product.groups / _MEMORY  # of tiles; four times as fast: x lies in a cache
+        ahead = self.tasks >= MANY * isa.cores  # then a thread knows its next task, and brings its first panel near
 
-        def tile(rows: int) -> float:
-            sums = self.runs * cycles(isa, rows, form.vectors, self.terms, product.dot.latency)
-            return sums + rows * form.vectors * (_WRITE + _ADD * (self.runs - 1))
+        def task(tiles: float) -> float:
+            """What it takes beside its products, whose tiles of a panel take so long."""
+            return _TASK + (0.0 if ahead else min(tiles, panel))
 
-        column = (whole * tile(form.rows) + (tile(rest) if rest else 0)) / self.down  # a task's tiles of a panel
-        panel = 4 * self.panel / _READ
-        rows = product.groups * self.height * form.rows / _READ  # four times as fast: they stay in the second cache
-        # While a panel is multiplied the next one is brought near: the first, where a thread knows its next task.
-        first = 0.0 if self.tasks >= MANY * isa.cores else panel
-        task = _TASK + rows + first + (self.panels / self.across) * max(column, panel)
-        return (ceil(self.tasks / isa.cores) + _LAST) * task
+        # While a panel is multiplied, the next one is brought near.
+        tiles, column = min(self.height, whole) * one + (last if self.down == 1 else 0.0), whole * one + last
+        longest = task(tiles) + self.height * row + self.width * max(tiles, panel)
+        total = self.down * self.across * task(column / self.down) + self.across * self.tiles * row
+        total += self.panels * max(column, self.down * panel)
+        return (product.batch * total + (isa.cores - 1) * longest) / isa.cores
+
+    def _tile(self, rows: int) -> float:
+        """Cycles of a tile of so many rows."""
+        sums = self.runs * cycles(self.isa, rows, self.form.vectors, self.terms, self.product.dot.latency)
+        return sums + rows * self.form.vectors * (_WRITE + _ADD * (self.runs - 1))
 
 
-def cut(isa: Isa, product: Product, form: Tiles, most: int = _WORK) -> Cut:
-    """The cut that a simple model finds fastest; of tasks of at most so many multiplications, if there is one."""
+@functools.cache
+def cut(isa: Isa, product: Product, form: Tiles, work: int | None = None) -> Cut:
+    """The cut that a simple model finds fastest.
+
+    Parameters
+    ----------
+    work : multiplications of a task, at most; of cuts that have more than half of them, if there is one.
+    """
 
     def of(height: int, width: int) -> Cut:
         return Cut(isa, product, form, height, width)
 
     one = of(1, 1)
+    most = (
+        max(_WORK, product.batch * one.tiles * one.panels * one.work // (2 * MANY * isa.cores))
+        if work is None
+        else work
+    )
     found = [
         each
         for height in {ceil(one.tiles / parts) for parts in range(1, one.tiles + 1)}
         for width in {ceil(one.panels / parts) for parts in range(1, one.panels + 1)}
         if height * width * one.work <= most and (each := of(height, width)).fits()
     ]
+    if work is not None:
+        found = [each for each in found if 2 * each.work > work] or found
     return min(found, key=lambda each: (each.cycles(), each.height), default=one)
 
 
+@functools.cache
 def formula(isa: Isa, product: Product) -> Schedule:
     """How a product is cut unless something was measured to be faster.
 
@@ -187,14 +211,14 @@ def formula(isa: Isa, product: Product) -> Schedule:
     vectors = min(range(1, min(most, needed) + 1), key=lambda n: (-(-needed // n) * n, -n))
     if vectors * 2 < min(most, needed):
         vectors = min(most, needed)
-    best, cycles = None, inf
+    best, least = None, inf
     for number in range(vectors, isa.registers // 2):
         rows = min(product.rows, (isa.registers - number - 1) // number)
         if number > vectors and (rows * number < _BUSY * SUMS * product.dot.latency or number > needed):
-            break
+            continue
         found = cut(isa, product, Tiles(rows, number, isa.lanes))
-        if found.cycles() < cycles:
-            best, cycles = found, _GAIN * found.cycles()
+        if found.cycles() < least:
+            best, least = found, _GAIN * found.cycles()
     assert best is not None
     return Schedule(best.form.rows, best.form.vectors, best.work)
 
