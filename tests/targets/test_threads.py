@@ -77,9 +77,10 @@ def test_as_many_threads_as_torch_uses(threads: int, library: Library) -> None:
     assert elsewhere(lambda: team(library)) == [(threads, 1)]  # where OpenMP's own number is another one
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["in a sequence", "by itself"])
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("tasks", [1, MANY * 2 - 1, MANY * 2, 40])
-def test_threads_that_take_the_next_task_early(tasks: int, threads: int) -> None:
+def test_threads_that_take_the_next_task_early(tasks: int, threads: int, alone: bool) -> None:
     """Each task is done once; what is to come is what a single thread does next; of few tasks, a guess."""
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
@@ -90,7 +91,10 @@ def test_threads_that_take_the_next_task_early(tasks: int, threads: int) -> None
     found = torch.zeros(tasks, 2, dtype=torch.int32)
     table = torch.tensor([found.data_ptr()])
     torch.set_num_threads(threads)
-    made.run(0, table.data_ptr())
+    if alone:
+        made._code.kernel("graphopt_early")(table.data_ptr())
+    else:
+        made.run(0, table.data_ptr())
     done, upcoming = found.T.tolist()
     assert done == [1] * tasks and all(0 <= number < tasks for number in upcoming)
     if threads == 1:

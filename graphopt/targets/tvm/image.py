@@ -77,8 +77,9 @@ class MachineCode:
         parallel, kernel = _PARALLEL(host.address("GOMP_parallel")), self.address(symbol)
 
         def run(pointers: int) -> None:
-            team = (ctypes.c_int64 * 2)(pointers, 0)
-            parallel(kernel, ctypes.addressof(team), torch.get_num_threads(), 0)
+            threads = torch.get_num_threads()
+            team = (ctypes.c_int64 * 2)(pointers, threads << 32)  # behind the counter, which is half as long
+            parallel(kernel, ctypes.addressof(team), threads, 0)
 
         return run
 
