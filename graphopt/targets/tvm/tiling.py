@@ -23,7 +23,7 @@ _WORK = 1 << 22  # multiplications of a task, at most, where that makes no more 
 # weights lie between steps.
 _TASK, _WRITE, _ADD, _MEMORY = 500, 4, 1.5, 4
 _BUSY = 1.25  # of sums that a core works on at the same time: with fewer in a tile it waits
-_GAIN = 0.97  # of the cycles, that another form must save: the model is no better
+_GAIN = 0.97  # of the cycles, that another form must save, or a lower task: the model is no better
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,10 @@ def cut(isa: Isa, product: Product, form: Tiles, work: int | None = None) -> Cut
     ]
     if work is not None:
         found = [each for each in found if 2 * each.work > work] or found
-    return min(found, key=lambda each: (each.cycles(), each.height), default=one)
+    least = min((each.cycles() for each in found), default=0.0)
+    # Of nearly equal ones that which reads the weight least often: others may use the last cache, and memory, too.
+    near = [each for each in found if _GAIN * each.cycles() <= least]
+    return min(near, key=lambda each: (-each.height, each.cycles()), default=one)
 
 
 @functools.cache
