@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
@@ -52,18 +53,22 @@ class Row:
     def each(self, visit: Callable[[Expr, Lanes | None, int], None], together: int = 1) -> None:
         """Visit all places, some vectors in turns, and one by one where no vector is left; with the turn's number."""
         whole, rest = divmod(self.size, self.lanes)
-        rounds, left = divmod(whole, together)
         lanes = vector_of(self.emitter, self.lanes)
-        if rounds:
-            with self.emitter.loop(rounds, "round") as turn:
-                for number in range(together):
-                    visit((turn * together + number) * self.lanes, lanes, number)
-        if left:
-            with self.emitter.loop(left, "left") as vector:
-                visit((rounds * together + vector) * self.lanes, lanes, 0)
+        self.in_turns(whole, together, lambda vector, number: visit(vector * self.lanes, lanes, number))
         if rest:
             with self.emitter.loop(rest, "rest") as place:
                 visit(place + whole * self.lanes, None, 0)
+
+    def in_turns(self, vectors: int, together: int, visit: Callable[[Expr, int], None]) -> None:
+        """Visit so many vectors, some in turns; with the turn's number, of those that are left over 0."""
+        rounds, left = divmod(vectors, together)
+        if rounds:
+            with self.emitter.loop(rounds, "round") as turn:
+                for number in range(together):
+                    visit(turn * together + number, number)
+        if left:
+            with self.emitter.loop(left, "left") as vector:
+                visit(rounds * together + vector, 0)
 
     def reduce(self, how: str, start: float, value: Callable[[Expr, Lanes | None], Expr]) -> Expr:
         """The sum or the largest of values over the row, in as many running ones as some vectors have lanes."""
@@ -115,13 +120,7 @@ class Across(Row):
         return super().put(place * self.lanes, value)
 
     def each(self, visit: Callable[[Expr, Lanes | None, int], None], together: int = 1) -> None:
-        rounds, left = divmod(self.size, together)
-        with self.emitter.loop(rounds, "round") as turn:
-            for number in range(together):
-                visit(turn * together + number, self._rows, number)
-        if left:
-            with self.emitter.loop(left, "left") as column:
-                visit(rounds * together + column, self._rows, 0)
+        self.in_turns(self.size, together, lambda column, number: visit(column, self._rows, number))
 
     def total(self, how: str, vector: Expr, number: Expr) -> Expr:
         return vector
@@ -139,54 +138,52 @@ class Across(Row):
                 write(number, first, row, columns)
 
 
-def _over_rows(
-    name: str,
-    isa: Isa,
-    rows: int,
-    size: int,
-    arguments: Sequence[str],
-    read: Read,
-    rule: Callable[[Row, Write], None],
-    finish: Finish,
-    across: bool,
-) -> Kernel:
-    """A kernel of a rule that reads a row, or some `across`, and writes what becomes of it.
+@dataclass(frozen=True)
+class Rows:
+    """What a rule is for.
 
-    Parameters
+    Attributes
     ----------
+    arguments : dtypes of the pointers.
     across : whether `read` takes the lanes for rows, which are then one after the other in memory, not for columns.
     """
-    once = isa.lanes if across else 1
-    together = max(1, elements_of(rows * size) // max(size * once, 1))
-    kind = Across if across else Row
 
-    def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
-        first = task * together
-        memory = emitter.scratch(size * once + isa.lanes, name="row")
-        with emitter.loop(at_most(together, rows // once, first), "row") as each:
-            number = emitter.let((first + each) * once)
-            row = kind(emitter, memory, size, lambda place, lanes: read(emitter, buffers, number, place, lanes))
-            rule(row, lambda at, place, value, lanes: finish(emitter, buffers, number + at, place, value, lanes))
+    name: str
+    isa: Isa
+    rows: int
+    size: int
+    arguments: Sequence[str]
+    read: Read
+    finish: Finish
+    across: bool = False
 
-    return kernel(name, isa, arguments, -(-rows // once // together), body)
+    def kernel(self, rule: Callable[[Row, Write], None]) -> Kernel:
+        """Of a rule that reads a row, or some `across`, and writes what becomes of it."""
+        once = self.isa.lanes if self.across else 1
+        together = max(1, elements_of(self.rows * self.size) // max(self.size * once, 1))
+        kind = Across if self.across else Row
+
+        def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
+            first = task * together
+            memory = emitter.scratch(self.size * once + self.isa.lanes, name="row")
+            with emitter.loop(at_most(together, self.rows // once, first), "row") as each:
+                number = emitter.let((first + each) * once)
+                row = kind(
+                    emitter, memory, self.size, lambda place, lanes: self.read(emitter, buffers, number, place, lanes)
+                )
+                rule(
+                    row, lambda at, place, value, lanes: self.finish(emitter, buffers, number + at, place, value, lanes)
+                )
+
+        return kernel(self.name, self.isa, self.arguments, -(-self.rows // once // together), body)
 
 
-def layer_norm(
-    name: str,
-    isa: Isa,
-    rows: int,
-    size: int,
-    eps: float,
-    arguments: Sequence[str],
-    read: Read,
-    finish: Finish,
-    across: bool = False,
-) -> Kernel:
+def layer_norm(rows: Rows, eps: float) -> Kernel:
     """``(x - mean) / sqrt(variance + eps)``; the variance from differences to the mean, as torch has it."""
 
     def rule(row: Row, write: Write) -> None:
         emitter = row.emitter
-        mean = emitter.let(row.reduce("sum", 0.0, row.read) * row.number(1 / size))
+        mean = emitter.let(row.reduce("sum", 0.0, row.read) * row.number(1 / rows.size))
 
         def off(place: Expr, lanes: Lanes | None) -> Expr:
             return emitter.let(row.get(place, lanes) - emitter.spread(mean, lanes.count if lanes else 1))
@@ -195,23 +192,13 @@ def layer_norm(
             value = off(place, lanes)
             return value * value
 
-        variance = row.reduce("sum", 0.0, square) * row.number(1 / size)
+        variance = row.reduce("sum", 0.0, square) * row.number(1 / rows.size)
         row.scaled(off, emitter.call("rsqrt", variance + row.number(eps)), write)
 
-    return _over_rows(name, isa, rows, size, arguments, read, rule, finish, across)
+    return rows.kernel(rule)
 
 
-def rms_norm(
-    name: str,
-    isa: Isa,
-    rows: int,
-    size: int,
-    eps: float,
-    arguments: Sequence[str],
-    read: Read,
-    finish: Finish,
-    across: bool = False,
-) -> Kernel:
+def rms_norm(rows: Rows, eps: float) -> Kernel:
     """``x / sqrt(mean(x²) + eps)``."""
 
     def rule(row: Row, write: Write) -> None:
@@ -221,22 +208,13 @@ def rms_norm(
             value = row.read(place, lanes)
             return value * value
 
-        squares = row.reduce("sum", 0.0, square) * row.number(1 / size)
+        squares = row.reduce("sum", 0.0, square) * row.number(1 / rows.size)
         row.scaled(row.get, emitter.call("rsqrt", squares + row.number(eps)), write)
 
-    return _over_rows(name, isa, rows, size, arguments, read, rule, finish, across)
+    return rows.kernel(rule)
 
 
-def softmax(
-    name: str,
-    isa: Isa,
-    rows: int,
-    size: int,
-    arguments: Sequence[str],
-    read: Read,
-    finish: Finish,
-    across: bool = False,
-) -> Kernel:
+def softmax(rows: Rows) -> Kernel:
     """``exp(x - max) / sum``."""
 
     def rule(row: Row, write: Write) -> None:
@@ -250,4 +228,4 @@ def softmax(
         total = row.reduce("sum", 0.0, exponential)
         row.scaled(row.get, row.number(1.0) / total, write)
 
-    return _over_rows(name, isa, rows, size, arguments, read, rule, finish, across)
+    return rows.kernel(rule)

@@ -291,7 +291,6 @@ class Builder:
         *leading, size = val(source).shape
         rows = val(source).numel() // size
         after = After(self, group, self.layout, _affine(bound), [source])
-
         across = _rows_touch(val(source), self.isa.lanes)
 
         def read(emitter: Emitter, buffers: Sequence[Buffer], number: Expr, column: Expr, lanes: Lanes | None) -> Expr:
@@ -304,13 +303,13 @@ class Builder:
             value = after.affine(emitter, buffers, value, (_at(column, lanes),), lanes)
             after.write(emitter, buffers, after.index(number, column, lanes), value, lanes)
 
-        name, count = self.name(group.kind), stored(after.pointers)
+        over = norm.Rows(self.name(group.kind), self.isa, rows, size, stored(after.pointers), read, finish, across)
         if group.kind == "softmax":
-            kernel = norm.softmax(name, self.isa, rows, size, count, read, finish, across)
+            kernel = norm.softmax(over)
         else:
             eps = bound["eps"] if bound["eps"] is not None else float(torch.finfo(torch.float32).eps)
             rule = norm.layer_norm if group.kind == "layer_norm" else norm.rms_norm
-            kernel = rule(name, self.isa, rows, size, eps, count, read, finish, across)
+            kernel = rule(over, eps)
         self.launch(kernel, after.pointers)
 
     def conv2d(self, group: Group) -> None:
@@ -406,8 +405,8 @@ class Builder:
 
         size, pointers = together * positions, after.pointers
         name, types = self.name("group_norm"), stored(pointers)
-        kernel = norm.layer_norm(name, self.isa, batch * groups, size, bound["eps"], types, read, finish)
-        self.launch(kernel, pointers)
+        rows = norm.Rows(name, self.isa, batch * groups, size, types, read, finish)
+        self.launch(norm.layer_norm(rows, bound["eps"]), pointers)
 
     def attention(self, group: Group) -> None:
         bound = bind(group.anchor)
@@ -571,7 +570,7 @@ class Builder:
         self,
         group: Group,
         after: After,
-        rule: Callable[..., Kernel],
+        rule: Callable[[norm.Rows], Kernel],
         source: fx.Node,
         rows: int,
         size: int,
@@ -590,10 +589,8 @@ class Builder:
             value = after.affine(emitter, buffers, value, at[len(at) - affine :], lanes) if affine else value
             after.write(emitter, buffers, at, value, lanes)
 
-        kernel = rule(
-            self.name(group.kind), self.isa, rows, size, arguments=stored(after.pointers), read=read, finish=finish
-        )
-        self.launch(kernel, after.pointers)
+        over = norm.Rows(self.name(group.kind), self.isa, rows, size, stored(after.pointers), read, finish)
+        self.launch(rule(over), after.pointers)
 
     def convolution(self, group: Group) -> None:
         """Of one or three dimensions, or in groups: planes of an input of one depth or more, of one row or more."""

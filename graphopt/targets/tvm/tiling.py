@@ -182,11 +182,8 @@ def cut(isa: Isa, product: Product, form: Tiles, work: int | None = None) -> Cut
         return Cut(isa, product, form, height, width)
 
     one = of(1, 1)
-    most = (
-        max(_WORK, product.batch * one.tiles * one.panels * one.work // (2 * MANY * isa.cores))
-        if work is None
-        else work
-    )
+    share = product.batch * one.tiles * one.panels * one.work // (2 * MANY * isa.cores)
+    most = max(_WORK, share) if work is None else work
     found = [
         each
         for height in {ceil(one.tiles / parts) for parts in range(1, one.tiles + 1)}
@@ -195,10 +192,11 @@ def cut(isa: Isa, product: Product, form: Tiles, work: int | None = None) -> Cut
     ]
     if work is not None:
         found = [each for each in found if 2 * each.work > work] or found
-    least = min((each.cycles() for each in found), default=0.0)
+    costs = {each: each.cycles() for each in found}
+    least = min(costs.values(), default=0.0)
     # Of nearly equal ones that which reads the weight least often: others may use the last cache, and memory, too.
-    near = [each for each in found if _GAIN * each.cycles() <= least]
-    return min(near, key=lambda each: (-each.height, each.cycles()), default=one)
+    near = [each for each in found if _GAIN * costs[each] <= least]
+    return min(near, key=lambda each: (-each.height, costs[each]), default=one)
 
 
 @functools.cache
@@ -220,8 +218,8 @@ def formula(isa: Isa, product: Product) -> Schedule:
         if number > vectors and (rows * number < _BUSY * SUMS * product.dot.latency or number > needed):
             continue
         found = cut(isa, product, Tiles(rows, number, isa.lanes))
-        if found.cycles() < least:
-            best, least = found, _GAIN * found.cycles()
+        if (cost := found.cycles()) < least:
+            best, least = found, _GAIN * cost
     assert best is not None
     return Schedule(best.form.rows, best.form.vectors, best.work)
 
