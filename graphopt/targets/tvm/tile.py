@@ -13,13 +13,13 @@ TERMS = 576  # of a running sum, which then goes to a total
 LINE = 16  # numbers of a line of the cache
 _TASKS = 32  # that a kernel is cut into, if they are not too small
 # Of a task, at least and at most: a few to some hundred microseconds of work.
-_MULTIPLICATIONS = 1 << 18, 1 << 22
+MULTIPLICATIONS = 1 << 18, 1 << 22
 _ELEMENTS = 1 << 12, 1 << 14
 
 
 def task_of(multiplications: int) -> int:
     """Multiplications of a task, of so many of a kernel: no thread should wait long for the one with the last task."""
-    return _part(multiplications, *_MULTIPLICATIONS)
+    return _part(multiplications, *MULTIPLICATIONS)
 
 
 def elements_of(elements: int) -> int:

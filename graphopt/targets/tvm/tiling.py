@@ -13,12 +13,12 @@ from math import ceil, inf
 from .dot import FLOAT32, Dot
 from .isa import Isa
 from .schedule import MANY, SUMS, Schedule, Space, cycles, space
-from .tile import TERMS
+from .tile import MULTIPLICATIONS, TERMS
 
 # Numbers of x that a task reads for one panel after the other, of as many terms as are summed up in one go, and of sums
 # that it keeps: a fifth of the second cache.
 _INPUT = 3 << 13
-_WORK = 1 << 22  # multiplications of a task, at most, where that makes no more than some for each core
+_WORK = MULTIPLICATIONS[1]  # multiplications of a task, at most, where that makes no more than some for each core
 # Of a core: cycles of a task, for a vector of sums that is written or added to; bytes per cycle from main memory, where
 # weights lie between steps.
 _TASK, _WRITE, _ADD, _MEMORY = 500, 4, 1.5, 4
