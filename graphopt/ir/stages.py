@@ -168,7 +168,8 @@ def _part(program: Program, stage: Stage, mine: list[fx.Node], home: dict[fx.Nod
     given = {entry.name for entry in program.inputs if entry.role != "weight"}
     for node in reads:
         copies[node] = graph.placeholder(node.name)
-        copies[node].meta = {**node.meta, "given": node.name in given}
+        steady = node.name not in given if node.op == "placeholder" else home[node] <= REQUEST
+        copies[node].meta = {**node.meta, "given": node.name in given, "steady": steady}
     for node in program.graph.nodes:
         if node in inside or (node.op == "get_attr" and node in outside):
             copies[node] = graph.node_copy(node, lambda source: copies[source])

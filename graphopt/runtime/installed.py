@@ -308,14 +308,16 @@ class Variant:
             return self._run(call)
 
     def _run(self, call: Call) -> Any:
-        weights = self.weights.read(self.guard.generation)
+        generation = self.guard.generation
+        weights = self.weights.read(generation)
         values = [*weights, *self.built.boundary.take(call.tensors)]
         tensors = call.tensors
         if len(self._plans) > 1 or self._keeping:
             conditions, times = ([tensors[k] for k in kind] for kind in (self._conditions, self._times))
             epoch = self.trajectories.step(weights, conditions, times)
+            places = self.trajectories.places
         for keeping in self._keeping:
-            keeping.weights_are(epoch)
+            keeping.weights_are(epoch, None if places is None else (generation, places))
         if len(self._plans) > 1:
             keys: dict[int, tuple[Any, torch.Tensor | None]] = {}
             stages = zip(self.memos.values(), self.built.kernels, self._plans, strict=False)

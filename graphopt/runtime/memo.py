@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ def digest(tensor: torch.Tensor) -> bytes:
     return xxhash.xxh3_128_digest(checksum(data).cpu().numpy().data)
 
 
+_cdata_of = attrgetter("_cdata")
 _NUMPY = frozenset({torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.bool})
 
 
@@ -114,7 +116,7 @@ class Memo:
         stays alive with the entry, so that its address names it.)
         """
         kept = {_memory(value) for value in values if isinstance(value, torch.Tensor)}
-        views = {k: memory for k, memory in enumerate(map(_memory, weights)) if memory in kept}
+        views = {k: memory for k, memory in enumerate(_memories(weights)) if memory in kept}
         shared = set(views.values())
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
         own = {_memory(tensor) or id(tensor): tensor for tensor in tensors if _memory(tensor) not in shared}
@@ -175,6 +177,14 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 def _memory(tensor: torch.Tensor) -> int:
     """The memory of a tensor, as a number that names it as long as it is alive (0 for tensors that have none)."""
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0
+
+
+def _memories(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """The memory of each tensor: of those of the usual layout in two calls for all."""
+    try:
+        return list(map(_cdata_of, map(torch.Tensor.untyped_storage, tensors)))
+    except RuntimeError:  # one of them has none
+        return list(map(_memory, tensors))
 
 
 def _stored_bytes(value: Any) -> int:

@@ -134,6 +134,11 @@ class Trajectories:
         return self._epoch.of(weights, fresh=not found.enter(conditions, times))
 
     @property
+    def places(self) -> object:
+        """See `Epoch`: of the weights of the last call."""
+        return self._epoch.places
+
+    @property
     def started(self) -> int:
         """How many trajectories began so far."""
         return self._forgotten + sum(entry.started for entry in self._known.values())

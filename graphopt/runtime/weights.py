@@ -24,6 +24,7 @@ _kind_of: list[Callable[[torch.Tensor], Any]] = [
     attrgetter("device"),
     torch.Tensor.size,
     torch.Tensor.stride,
+    torch.Tensor.is_neg,
 ]
 _version_of = attrgetter("_version")
 _cdata_of = attrgetter("cdata")
@@ -73,7 +74,7 @@ class Weights:
         self._known = None
 
     def fit(self, generation: object = None) -> bool:
-        """Whether the weights still have the shapes, strides, dtypes and devices they were captured with."""
+        """Whether the weights still have the shapes, strides, dtypes, devices and signs they were captured with."""
         try:
             tensors = self.read(generation)
             if self._compared is not None and self._compared(*tensors):
@@ -152,9 +153,14 @@ class Epoch:
     that a weight that is rewritten behind torch's back (``.data``, ``.numpy()``: how adapters are merged) is seen at
     once. A write behind torch's back that leaves the first bytes of a weight as they are is seen by the next digest.
     Evicted weights are neither read nor compared: the kernel knows of every write.
+
+    Attributes
+    ----------
+    places : another object whenever weights may lie elsewhere or torch may know of a write; None where it cannot tell.
     """
 
     def __init__(self) -> None:
+        self.places: object = None
         self._contents: bytes | None = None
         self._versions: tuple[list[int], list[int]] | None = None
         self._storages: list[StorageWeakRef] = []
@@ -168,6 +174,7 @@ class Epoch:
     def let_go(self) -> None:
         """Hold no memory of weights; the next call digests them anew. Another thread may be within `of`."""
         self._versions, self._heads, self._watch, self._known = None, [], Watch(()), {}
+        self.places = None
 
     def of(self, weights: Sequence[torch.Tensor], *, fresh: bool) -> bytes:
         """The digest of these weights; `fresh`: a trajectory starts, take it whatever is known."""
@@ -198,6 +205,7 @@ class Epoch:
         whole = {k: view for k, view in zip(shown, memory, strict=True) if _fills(weights[k], view)}
         known: dict[int, bytes | memoryview] = {**watch.digests, **whole}
         self._heads, self._watch, self._known = heads, watch, known
+        self.places = object() if self._versions is not None else None
         return known
 
     def _untouched(self, weights: Sequence[torch.Tensor]) -> bool:

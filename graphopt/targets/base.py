@@ -21,8 +21,14 @@ class KeepsWeights(Protocol):
     the runtime knows, which digests the contents of all weights where a trajectory begins.
     """
 
-    def weights_are(self, epoch: object) -> None:
-        """Called before a call: as long as epochs are equal, so are the contents of weights."""
+    def weights_are(self, epoch: object, places: object = None) -> None:
+        """Called before a call: as long as epochs are equal, so are the contents of weights.
+
+        Parameters
+        ----------
+        places : as long as they are equal, the model's weights are the same tensors, in the same memory, of the same
+            strides, and torch knows of no write to them. None where that is not known.
+        """
 
 
 @runtime_checkable

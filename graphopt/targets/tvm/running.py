@@ -12,6 +12,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from ...ir.verify import Examples, outline
 from . import entry, tuned
 from .image import MachineCode
 from .isa import Isa, detect
-from .places import Launch, Panels, spanned
+from .places import Launch, Panels, Place, spanned
 from .schedule import Choice
 from .steps import ALIGN, Kernels, Torch
 
@@ -37,7 +38,12 @@ if TYPE_CHECKING:
 
 
 class Frame:
-    """What one call at a time uses: an arena, and the table of pointers, of which `address` is the address."""
+    """What one call at a time uses: an arena, and the table of pointers, of which `address` is the address.
+
+    Attributes
+    ----------
+    pointed : by sequence of kernels, what the pointers to weights were taken from.
+    """
 
     def __init__(self, width: int, size: int, offsets: Mapping[int, int]) -> None:
         self.arena = torch.empty(size + ALIGN, dtype=torch.uint8)
@@ -46,6 +52,26 @@ class Frame:
         for slot, offset in offsets.items():
             self.table[slot] = start + offset
         self.address = self.table.ctypes.data
+        self.pointed: dict[int, Pointed] = {}
+
+
+@dataclass(frozen=True)
+class Pointed:
+    """What pointers of a table were taken from: as long as nothing of it changes, they hold.
+
+    Attributes
+    ----------
+    state : epoch and places of the weights (`KeepsWeights`).
+    made : those that were computed from weights.
+    held : what only the table knows.
+    """
+
+    state: object
+    made: tuple[weakref.ref[torch.Tensor], ...]
+    held: list[torch.Tensor]
+
+    def holds(self, state: object, made: Sequence[torch.Tensor]) -> bool:
+        return self.state == state and all(ref() is tensor for ref, tensor in zip(self.made, made, strict=True))
 
 
 class Packed:
@@ -118,6 +144,8 @@ class Code:
         self._frames: list[Frame] = []
         self._packed: dict[Panels, Packed] = {}
         self._epoch: object = None
+        self._state: object = None  # epoch and places of the weights; None where it is not known
+        self._reads = [_reads(step) for step in self.plan.kernels]
 
     def _key(self, stage: str | None) -> str | None:
         """The key of the code; where nothing was chosen for its kernels, it is the stage's."""
@@ -208,10 +236,13 @@ class Code:
         ctypes.memmove(made.data_ptr(), int(frame.table[step.slots[node][0]]), made.numel() * made.element_size())
         return made.as_strided(shape, strides)
 
-    def weights_are(self, epoch: object) -> None:
+    def weights_are(self, epoch: object, places: object = None) -> None:
         """See `KeepsWeights`."""
         if epoch != self._epoch:
             self._packed, self._epoch = {}, epoch
+            for frame in list(self._frames):  # those in use hold what they need until they are used again
+                frame.pointed = {}
+        self._state = None if epoch is None or places is None else (epoch, places)
 
     def packs(self) -> frozenset[int]:
         """See `PacksWeights`."""
@@ -253,12 +284,26 @@ class Code:
                 known.pop(node, None)
         return tuple(map_arg(self.results, known.__getitem__))
 
-    def _fill(self, frame: Frame, step: Kernels, known: dict[fx.Node, Any]) -> list[torch.Tensor]:
+    def _fill(self, frame: Frame, step: Kernels, known: dict[fx.Node, Any]) -> tuple[list[torch.Tensor], ...]:
         """Point the table at tensors; those that only the table knows are given back, to be held while it is used."""
-        strides, held = self.plan.strides, []
         for node in step.fresh:
-            known[node] = torch.empty_strided(val(node).shape, strides[node], dtype=val(node).dtype)
-        for place, slots in step.slots.items():
+            known[node] = torch.empty_strided(val(node).shape, self.plan.strides[node], dtype=val(node).dtype)
+        reads, state = self._reads[step.sequence], self._state  # once: another thread may bring a new one
+        made, pointed = [known[node] for node in reads.made], frame.pointed.get(step.sequence)
+        held = self._point(frame, reads.passing, known)
+        if state is None:
+            return held, self._point(frame, reads.steady, known)
+        if pointed is None or not pointed.holds(state, made):
+            steady = self._point(frame, reads.steady, known)
+            pointed = frame.pointed[step.sequence] = Pointed(state, tuple(map(weakref.ref, made)), steady)
+        return held, pointed.held
+
+    def _point(
+        self, frame: Frame, slots: Mapping[Place, Sequence[int]], known: Mapping[fx.Node, Any]
+    ) -> list[torch.Tensor]:
+        """Point some slots at tensors; those that only the table knows are given back."""
+        strides, held = self.plan.strides, list[torch.Tensor]()
+        for place, found in slots.items():
             if isinstance(place, fx.Node):
                 if place not in known:
                     continue
@@ -269,10 +314,10 @@ class Code:
             elif isinstance(place, Panels):
                 tensor = self._panels(place, known[place.weight])
                 held.append(tensor)
-            else:
+            else:  # scratch has its place in the arena
                 continue
             pointer = tensor.data_ptr()
-            for slot in slots:
+            for slot in found:
                 frame.table[slot] = pointer
         return held
 
@@ -284,6 +329,37 @@ class Code:
         if found is None or not found.holds(weight, watched):
             found = known[panels] = Packed(weight, panels)
         return found.made
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """The slots of a sequence of kernels, by what they show to.
+
+    Attributes
+    ----------
+    steady : weights, and what was computed from them and from conditions alone.
+    made : of these, the nodes that were computed.
+    passing : all else that lies in tensors.
+    """
+
+    steady: Mapping[Place, Sequence[int]]
+    made: Sequence[fx.Node]
+    passing: Mapping[Place, Sequence[int]]
+
+
+def _reads(step: Kernels) -> _Reads:
+    steady, passing, made = dict[Place, Sequence[int]](), dict[Place, Sequence[int]](), dict[fx.Node, None]()
+    for place, slots in step.slots.items():
+        node = place.weight if isinstance(place, Panels) else place
+        if not isinstance(node, fx.Node):
+            continue
+        if not (node.op == "placeholder" and node.meta.get("steady", False)):
+            passing[place] = slots
+            continue
+        steady[place] = slots
+        if "placement" in node.meta:
+            made[node] = None
+    return _Reads(steady, list(made), passing)
 
 
 def _state(weight: torch.Tensor) -> tuple[int, int | None]:

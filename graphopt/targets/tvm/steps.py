@@ -137,12 +137,14 @@ def _arena(made: Steps, graph: fx.Graph) -> tuple[int, dict[int, int]]:
 
 
 def _plan_drops(made: Steps, graph: fx.Graph) -> None:
-    """Note with each step the values that it is the last to read, so that they can go."""
+    """Note with each step the tensors that it is the last to read, so that they can go: not those that it is given."""
+    computed = {step.node for step in made.steps if isinstance(step, Torch)}
+    computed |= {node for step in made.kernels for node in step.fresh}
     seen = set(graph.output_node().all_input_nodes)
     for step in reversed(made.steps):
         if isinstance(step, Torch):
             reads: set[Any] = {*step.node.all_input_nodes, step.node}
         else:
             reads = {place.weight if isinstance(place, Panels) else place for place in step.slots}
-        step.last = [node for node in reads if isinstance(node, fx.Node) and node not in seen]
+        step.last = [node for node in reads if node in computed and node not in seen]
         seen.update(step.last)
