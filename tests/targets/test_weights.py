@@ -86,6 +86,14 @@ def _other_memory(module: Network, name: str) -> None:
     weight.data = torch.randn_like(weight)
 
 
+def _move(module: Network, name: str) -> None:
+    """The same numbers elsewhere, and others where they were."""
+    weight = module.get_parameter(name)
+    before = weight.data
+    weight.data = before.clone()
+    before.fill_(torch.nan)
+
+
 def _turn(module: Network, name: str) -> None:
     weight = module.get_parameter(name)
     weight.data = weight.data.t() if weight.ndim == 2 else weight.data.flip(0)
@@ -109,7 +117,7 @@ def _same_memory(module: Network, name: str) -> None:
         old.add_(1.0)
 
 
-WAYS = [_add, _add_in_place, _replace, _other_memory, _turn, _negate, _write_as_numpy, _same_memory]
+WAYS = [_add, _add_in_place, _replace, _other_memory, _move, _turn, _negate, _write_as_numpy, _same_memory]
 
 
 @pytest.mark.parametrize("name", PARTS)
