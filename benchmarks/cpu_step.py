@@ -337,7 +337,7 @@ def _count(result: Result, name: str, module: torch.nn.Module, schedule: int) ->
     """FLOPs from the report of a compiled module; what it captured is what the others compute."""
     if name not in TARGETS:
         return
-    variant = graphopt.report(module).modules[0].variants[-1]
+    variant = graphopt.report(module).modules[0].variants[0]
     at_each_step = {"common", "step"} if schedule else {*STAGES} - {"weights", "request"}
     result.flops[name] = float(sum(stage.flops for stage in variant.stages if stage.name in at_each_step))
     for other in CONTENDERS:

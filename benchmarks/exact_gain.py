@@ -179,14 +179,14 @@ def fired_in(pipe: Any) -> set[str]:
     return {
         record.name
         for module in of_step(graphopt.report(pipe))
-        for record in module.variants[-1].passes
+        for record in module.variants[0].passes
         if record.fired
     }
 
 
 def _moves_more(pipe: Any) -> bool:
     """Whether the steps after the passes move more bytes than those before."""
-    variants = [module.variants[-1] for module in of_step(graphopt.report(pipe))]
+    variants = [module.variants[0] for module in of_step(graphopt.report(pipe))]
     after = sum(stage.bytes for variant in variants for stage in variant.stages if stage.name == "step")
     return bool(after > sum(variant.captured_bytes for variant in variants))
 
@@ -236,7 +236,7 @@ def measure(
         else:
             without[name] = contender
     result.difference = group.difference
-    result.runs = {module.name: module.variants[-1].runs for module in of_step(graphopt.report(raced.pipe))}
+    result.runs = {module.name: module.variants[0].runs for module in of_step(graphopt.report(raced.pipe))}
     result.compile_seconds = time.perf_counter() - start
     left = max(0.0, seconds - result.compile_seconds)
     for number in sorted({*steps, _LADDER_STEPS}):

@@ -132,7 +132,7 @@ def _computed(before: Report, after: Report) -> dict[str, _Run]:
         if now.variants and len(was.variants) == len(now.variants):
             calls = now.calls - was.calls
             aside = sum(now.asides.values()) - sum(was.asides.values())
-            pairs = zip(was.variants[-1].stages, now.variants[-1].stages, strict=True)
+            pairs = zip(was.variants[0].stages, now.variants[0].stages, strict=True)
             times = Counter({new.name: new.misses - old.misses for old, new in pairs})
             times["step"] = calls - aside
             found[now.name] = _Run(calls, aside, times)
@@ -140,7 +140,7 @@ def _computed(before: Report, after: Report) -> dict[str, _Run]:
 
 
 def _counts(entry: ModuleReport, done: list[dict[str, _Run]], steps: Sequence[int]) -> Counts:
-    variant = entry.variants[-1]
+    variant = entry.variants[0]
     step = next(stage for stage in variant.stages if stage.name == "step")
     before = Work(variant.captured_nodes, variant.captured_flops, variant.captured_bytes, variant.weight_bytes)
     after = Work(step.nodes, step.flops, step.bytes, step.weight_bytes)

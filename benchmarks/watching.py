@@ -144,11 +144,11 @@ def overhead(name: str, module: torch.nn.Module, calls: list[Noted], seconds: fl
                 module(*args, **kwargs)
     entry = module._compiled_call_impl
     assert isinstance(entry, installed.Installed)
-    variant = entry.variants[-1]
+    variant = entry.variants[0]
     plain, split = (_replay(module, calls, variant, seconds / 2, parts) for parts in (False, True))
     steady = [call for call in plain if call.number]
     inside = [call.parts for call in split if call.number]
-    report = of_step(graphopt.report(module))[0].variants[-1]
+    report = of_step(graphopt.report(module))[0].variants[0]
     return Overhead(
         name=name,
         nodes=report.captured_nodes,
