@@ -115,10 +115,10 @@ class Program:
 
     def role(self, node: fx.Node) -> Role:
         """The role of a placeholder. Raises KeyError for other nodes."""
-        return self._roles[node.name]
+        return self.roles()[node.name]
 
-    @property
-    def _roles(self) -> dict[str, Role]:
+    def roles(self) -> dict[str, Role]:
+        """The roles of all placeholders by name, gathered now: for many of them ask once."""
         return {entry.name: entry.role for entry in self.inputs}
 
     # -- writing -----------------------------------------------------------------------------------------------------
