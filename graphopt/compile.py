@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import inspect
 import itertools
@@ -275,7 +274,7 @@ class _Builder:
         observer = Observers((statistics, *self.observers))
         observer.program_begins(specialised)
         program = run_pipeline(passes, specialised, observer, strict=self.strict)
-        return dataclasses.replace(program, kept=""), boundary, statistics.records
+        return program, boundary, statistics.records
 
     def _build(self, part: Part, wanted: Target, notes: list[str], observer: Observer) -> tuple[Kernel, str]:
         """The wanted target builds what runs as often as the step; for the rest, generating code is not worth it."""
