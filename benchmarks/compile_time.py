@@ -8,8 +8,8 @@ Every figure is of a process of its own, and of its parts: the import of `grapho
 the module loaded already (that of the target, and of inductor, is in what follows); capture, passes, code of the stages
 (read; or generated, with the import of TVM), each made or read from the cache; and the rest, most of it the first two
 calls: the module's own, with which the compiled one is compared, and the compiled one, which packs weights. Beside the
-total stands what two such calls take later on, medians of three. torch.compile freezes weights; its caches start empty,
-too.
+total stands what two such calls take later on, medians of three. Python may keep the bytecode of graphopt, as of
+any installed package. torch.compile freezes weights; its caches start empty, too.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def alone(contender: str, model: str, threads: int, folder: Path) -> dict[str, f
     return in_a_process(
         "compile_time", "--one", contender, model, "--threads", str(threads),
         GRAPHOPT_CACHE_DIR=str(folder / "graphopt"), TORCHINDUCTOR_CACHE_DIR=str(folder / "inductor"),
-        OMP_NUM_THREADS=str(threads),
+        OMP_NUM_THREADS=str(threads), PYTHONDONTWRITEBYTECODE="",
     )  # fmt: skip
 
 

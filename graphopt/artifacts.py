@@ -120,14 +120,21 @@ def write(key: str, kind: str, content: bytes) -> None:
         _warn(f"{error}")
 
 
-@cache
 def sources(*folders: str) -> str | None:
     """A digest of graphopt's own code in some of its folders; None where sources were not installed."""
+    found = [(folder, _sources(folder)) for folder in sorted(folders)]
+    return hashlib.sha256(repr(found).encode()).hexdigest() if any(digest for _, digest in found) else None
+
+
+@cache
+def _sources(folder: str) -> str | None:
     package = Path(__file__).parent
-    files = sorted(file for folder in folders for file in (package / folder).rglob("*.py"))
+    files = sorted((package / folder).rglob("*.py"))
     found = hashlib.sha256()
     for file in files:
-        found.update(repr((str(file.relative_to(package)), file.read_bytes())).encode())
+        content = file.read_bytes()
+        found.update(f"{file.relative_to(package)} {len(content)}\n".encode())
+        found.update(content)
     return found.hexdigest() if files else None
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import inspect
 import itertools
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -275,7 +273,7 @@ class _Builder:
         observer = Observers((statistics, *self.observers))
         observer.program_begins(specialised)
         program = run_pipeline(passes, specialised, observer, strict=self.strict)
-        return dataclasses.replace(program, kept=""), boundary, statistics.records
+        return program, boundary, statistics.records
 
     def _build(self, part: Part, wanted: Target, notes: list[str], observer: Observer) -> tuple[Kernel, str]:
         """The wanted target builds what runs as often as the step; for the rest, generating code is not worth it."""
@@ -338,8 +336,9 @@ def _check_compiled(x: Any) -> None:
 
 
 def _is_pipeline(x: Any) -> bool:
-    diffusers = sys.modules.get("diffusers")
-    return diffusers is not None and isinstance(x, diffusers.DiffusionPipeline)
+    # By name: to look the class up would import the part of diffusers that a module alone does without.
+    known = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(x).__mro__}
+    return ("diffusers", "DiffusionPipeline") in known
 
 
 def modules(x: Any) -> Iterator[tuple[str, torch.nn.Module]]:

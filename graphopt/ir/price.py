@@ -88,7 +88,7 @@ class _Choice:
     def __init__(self, program: Program, stage: Stage, price: Price, assumed: Mapping[fx.Node, Stage]) -> None:
         self.stage, self.price, self.known = stage, price, stages(program)
         self.owner, self.hints = cache(owner), hints_of(program)
-        self.roles = {node: frozenset({program.role(node)} - {"weight"}) for node in program.placeholders}
+        self.roles = {node: self.known[node] for node in program.placeholders}
         self.inside: set[fx.Node] = set()
         self.candidates: list[fx.Node] = []
         self.refused: dict[fx.Node, str] = {}

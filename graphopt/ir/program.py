@@ -50,6 +50,20 @@ class Input:
     path: str
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Where an earlier process has kept a Program.
+
+    Attributes
+    ----------
+    key : that it is kept under.
+    digest : of its bytes.
+    """
+
+    key: str
+    digest: str
+
+
 @dataclass
 class Program:
     """A functionalised graph, the roles of its inputs, and tensors the model held as plain constants.
@@ -75,7 +89,7 @@ class Program:
         Any, ...
     ] = ()  # what is assumed of the inputs and holds whenever the Program runs, see ir.relations
     rule: str = ""  # the pass at work; new nodes carry it
-    kept: str = ""  # the key under which an earlier process has kept it
+    kept: Kept | None = None  # by an earlier process, as it is; a copy, which may be changed, is not
 
     def __repr__(self) -> str:
         weights = sum(entry.role == "weight" for entry in self.inputs)
@@ -115,10 +129,10 @@ class Program:
 
     def role(self, node: fx.Node) -> Role:
         """The role of a placeholder. Raises KeyError for other nodes."""
-        return self._roles[node.name]
+        return self.roles()[node.name]
 
-    @property
-    def _roles(self) -> dict[str, Role]:
+    def roles(self) -> dict[str, Role]:
+        """The roles of all placeholders by name, gathered now: for many of them ask once."""
         return {entry.name: entry.role for entry in self.inputs}
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -132,7 +146,7 @@ class Program:
         node.meta = dict(self.output.meta)
         for old, new in names.items():
             new.meta = dict(old.meta)
-        return replace(self, graph=graph, constants=dict(self.constants))
+        return replace(self, graph=graph, constants=dict(self.constants), kept=None)
 
     def call(
         self, target: Callable[..., Any], *args: Any, before: fx.Node, like: fx.Node | None = None, val: Any = None,

@@ -57,9 +57,10 @@ def stages(program: Program) -> dict[fx.Node, Stage]:
     Nodes with effects belong to every step, whatever they read.
     """
     found: dict[fx.Node, Stage] = {}
+    roles = program.roles()
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            role = program.role(node)
+            role = roles[node.name]
             found[node] = WEIGHTS if role == "weight" else frozenset({role})
         elif node.op == "output" or has_effect(node):
             found[node] = STEP
@@ -117,27 +118,24 @@ def settle(program: Program) -> None:
 def check_placements(program: Program) -> None:
     """Raise VerificationError where a node is placed earlier than a value it reads can be known."""
     known = stages(program)
+
+    def available(node: fx.Node) -> Stage:
+        return placement(node) if node.op == "call_function" else known[node]
+
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
         placed = placement(node)
-        late = [source for source in node.all_input_nodes if not _available(program, source) <= placed]
+        late = [source for source in node.all_input_nodes if not available(source) <= placed]
         if not known[node] <= placed or (late and placed != STEP):
             depends = f"depends on '{stage_name(known[node])}'"
             if known[node] <= placed:
-                depends = f"reads '{late[0].name}' of '{stage_name(_available(program, late[0]))}'"
+                depends = f"reads '{late[0].name}' of '{stage_name(available(late[0]))}'"
             raise VerificationError(
                 f"node is placed in stage '{stage_name(placed)}' but {depends}",
                 where=f"{node.name} ({node.meta.get('source', 'unknown source')})",
                 hint="a placement must contain the stage of the node and the placements of what it reads",
             )
-
-
-def _available(program: Program, node: fx.Node) -> Stage:
-    if node.op == "placeholder":
-        role = program.role(node)
-        return WEIGHTS if role == "weight" else frozenset({role})
-    return WEIGHTS if node.op == "get_attr" else placement(node)
 
 
 def split(program: Program) -> list[Part]:

@@ -98,9 +98,9 @@ def read(content: bytes) -> Program:
             if arguments is None:
                 node = graph.create_node("placeholder", name, name=name)
             else:
-                args, kwargs = _read(arguments, nodes)
                 called = _operator(operator) if operator else "output"
-                node = graph.create_node("call_function" if operator else "output", called, args, kwargs, name)
+                node = graph.create_node("call_function" if operator else "output", called, name=name)
+                node.args, node.kwargs = _read(arguments, nodes)  # create_node would look for symbolic numbers
             if node.name != name:
                 raise ValueError(f"the node '{name}' cannot be called so")
             nodes.append(node)

@@ -6,8 +6,9 @@ Structure is checked after every pass; numbers through `compare`, the one oracle
 
 from __future__ import annotations
 
+import contextlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -155,7 +156,8 @@ class Examples(Sequence[Any]):
     @property
     def outlines(self) -> list[Any]:
         """They without memory: see `outline`."""
-        return [outline(value) for value in self._values]
+        with _plainly():
+            return [_like(value, "meta") if isinstance(value, torch.Tensor) else value for value in self._values]
 
     def __len__(self) -> int:
         return len(self._values)
@@ -170,18 +172,27 @@ class Examples(Sequence[Any]):
         if isinstance(index, slice):
             return Examples(self._values[index])
         value = self._values[index]
-        return _zeros(value, value.device) if isinstance(value, torch.Tensor) else value
+        with _plainly():
+            return _like(value, value.device).zero_() if isinstance(value, torch.Tensor) else value
 
 
 def outline(value: Any) -> Any:
     """A tensor on the device ``meta``, of the shape, dtype and strides of one; other values as they are."""
-    return _zeros(value, "meta") if isinstance(value, torch.Tensor) else value
+    with _plainly():
+        return _like(value, "meta") if isinstance(value, torch.Tensor) else value
 
 
-def _zeros(value: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    sizes, strides = [_int(n) for n in value.shape], [_int(n) for n in value.stride()]
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """Whatever mode is on, tensors are plain."""
     with _disable_current_modes(), torch.inference_mode(False):
-        return torch.empty_strided(sizes, strides, dtype=value.dtype, device=device).zero_()
+        yield
+
+
+def _like(value: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Of the sizes and strides of another tensor; what is in it is undefined."""
+    sizes, strides = [_int(n) for n in value.shape], [_int(n) for n in value.stride()]
+    return torch.empty_strided(sizes, strides, dtype=value.dtype, device=device)
 
 
 def _int(size: Any, sizes: Mapping[Any, int] | None = None) -> int:

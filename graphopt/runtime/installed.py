@@ -273,7 +273,7 @@ class Variant:
                     wrong = disagreement([value for value in results if value is not None], expected)
                 except Exception as error:
                     wrong = str(error)
-                found += [program.kept] if wrong else []
+                found += [program.kept.key] if wrong else []
         return found
 
     def forget(self) -> None:

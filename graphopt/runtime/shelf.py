@@ -25,7 +25,7 @@ from graphopt.capture.guards import call_state
 from graphopt.debug.statistics import PassRecord
 from graphopt.errors import GraphoptError
 from graphopt.ir import stored
-from graphopt.ir.program import Program, Role
+from graphopt.ir.program import Kept, Program, Role
 from graphopt.ir.relations import Boundary, Relation, Taken
 from graphopt.ir.rewrite import Pass, spell
 
@@ -90,12 +90,15 @@ def _key(program: Program, relations: Sequence[Relation], passes: Sequence[Pass]
     if artifacts.folder() is None or not own or program.constants or None in about:
         return None
     try:
-        content = stored.write(program)
+        digest = program.kept.digest if program.kept else _digest(stored.write(program))
     except GraphoptError:
         return None
     names = [(spell(entry), entry.accuracy) for entry in passes]
-    told = repr((about, torch.__version__, call_state()[:3], relations, names))
-    return hashlib.sha256(told.encode() + content).hexdigest()
+    return _digest(repr((about, torch.__version__, call_state()[:3], relations, names, digest)).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _cpu() -> tuple[Any, ...]:
@@ -129,7 +132,7 @@ def _find(key: str) -> tuple[Program, dict[str, Any]] | None:
         program, about = stored.read(rest), json.loads(line)
     except _DAMAGE:
         return None
-    program.kept = key
+    program.kept = Kept(key, _digest(rest))
     return program, about
 
 

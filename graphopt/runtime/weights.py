@@ -44,12 +44,13 @@ class Weights:
 
     def __init__(self, module: torch.nn.Module, inputs: Sequence[Input], constants: Mapping[str, torch.Tensor]) -> None:
         self._slots: list[tuple[dict[str, Any], str]] = []
+        parts = dict(module.named_modules(remove_duplicate=False))
         for entry in inputs:
             if entry.name in constants:
                 self._slots.append(({"": constants[entry.name]}, ""))
                 continue
             owner, _, leaf = entry.path.rpartition(".")
-            part = module.get_submodule(owner)
+            part = parts[owner]
             self._slots.append((part._parameters if leaf in part._parameters else part._buffers, leaf))
         self._known: tuple[object, tuple[Any, ...]] | None = None
         self._kinds = _kinds(self.read())

@@ -14,7 +14,7 @@ from torch import fx
 pytest.importorskip("tvm")
 
 from graphopt.targets.tvm.conv import Framed, Geometry, Layout
-from graphopt.targets.tvm.places import Panels, Taps, Turned, packed
+from graphopt.targets.tvm.places import Panels, Taps, Turned
 
 NODE = fx.Graph().placeholder("weight")
 
@@ -28,7 +28,7 @@ def laid(size: tuple[int, ...], order: int) -> torch.Tensor:
 
 
 def panels(weight: torch.Tensor, columns: int, group: int) -> torch.Tensor:
-    """What `packed` says, number by number."""
+    """What `Panels.shape` says, number by number."""
     outputs, inner = weight.shape[:2]
     taps = weight.reshape(outputs, inner, -1)
     terms = ceil(inner / group) * taps.shape[2]
@@ -46,7 +46,7 @@ sizes = st.tuples(st.integers(1, 9), st.integers(1, 7), st.integers(1, 3), st.in
 @given(size=sizes, columns=st.integers(1, 9), group=st.sampled_from([1, 2, 4]), order=st.integers(0, 23))
 def test_packed(size: tuple[int, ...], columns: int, group: int, order: int) -> None:
     weight = laid(size, order)
-    made = packed(weight, columns, group)
+    made = Panels(NODE, columns, group=group).pack(weight)
     assert made.is_contiguous() and torch.equal(made, panels(weight, columns, group))
     assert made.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr()
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import fx
 
 pytest.importorskip("tvm")
 
@@ -26,7 +27,7 @@ from graphopt.pipelines import generated
 from graphopt.targets.tvm.dot import BFLOAT16
 from graphopt.targets.tvm.generate import Generated
 from graphopt.targets.tvm.isa import Isa, detect, of
-from graphopt.targets.tvm.places import Panels, packed, size_of
+from graphopt.targets.tvm.places import Panels, size_of
 from graphopt.targets.tvm.running import Code
 from graphopt.testing import trace
 
@@ -164,7 +165,7 @@ def test_values_that_are_not_finite() -> None:
 @pytest.mark.parametrize("group", [2, 4])
 def test_panels_hold_groups_of_terms(group: int) -> None:
     weight = torch.arange(1, 1 + 5 * 7 * 3).view(5, 7, 3).to(torch.int16)
-    panels = packed(weight, 4, group)
+    panels = Panels(fx.Graph().placeholder("weight"), 4, group=group).pack(weight)
     assert panels.shape == (2, -(-7 // group) * 3, 4, group)
     for output, term, tap in ((0, 0, 0), (4, 6, 2), (3, 5, 1)):
         place = panels[output // 4, term // group * 3 + tap, output % 4, term % group]

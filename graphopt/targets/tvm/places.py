@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import TypeAlias
 
 import torch
@@ -26,9 +27,31 @@ class Panels:
     size: int
     group: int = field(default=1, kw_only=True)
 
+    def shape(self, weight: Sequence[int]) -> tuple[int, ...]:
+        """Of what a weight of this shape, [N, K, *taps], is packed to.
+
+        [N / size, K / group · taps, size, group], quotients rounded up. Single terms have no last dimension.
+        """
+        outputs, inner, *taps = weight
+        found = -(-outputs // self.size), -(-inner // self.group) * prod(taps), self.size
+        return found if self.group == 1 else (*found, self.group)
+
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight's numbers in the order in which the kernel reads them."""
-        return packed(weight, self.size, self.group)
+        """The weight's numbers in the order in which the kernel reads them, and zeros where there is none.
+
+        Written once, to where they stay: pages of new memory cost more than the copy.
+        """
+        made = weight.new_empty(self.shape(weight.shape))
+        self._write(weight, made)
+        return made
+
+    def _write(self, weight: torch.Tensor, made: torch.Tensor) -> None:
+        if self.group > 1:
+            weight = pad(weight.reshape(*weight.shape[:2], -1), (0, 0, 0, -weight.shape[1] % self.group))
+            weight = weight.unflatten(1, (-1, self.group)).transpose(2, 3).flatten(1, 2)
+        else:
+            weight = weight.flatten(1)
+        _deal(weight, made.transpose(1, 2))
 
     @property
     def numbers(self) -> int:
@@ -48,8 +71,12 @@ class Turned(Panels):
     rows: tuple[int, ...]
     columns: tuple[int, ...]
 
-    def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        return packed(weight.transpose(0, 1)[:, :, list(self.rows)][..., list(self.columns)], self.size, self.group)
+    def shape(self, weight: Sequence[int]) -> tuple[int, ...]:
+        channels, outputs, *_ = weight
+        return super().shape((outputs, channels, len(self.rows), len(self.columns)))
+
+    def _write(self, weight: torch.Tensor, made: torch.Tensor) -> None:
+        super()._write(weight.transpose(0, 1)[:, :, list(self.rows)][..., list(self.columns)], made)
 
     @property
     def numbers(self) -> int:
@@ -68,9 +95,14 @@ class Taps(Panels):
 
     lanes: int
 
-    def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        taps = _panels(weight.flatten(2), self.size).permute(0, 3, 2, 1).flatten(2)
-        return pad(taps, (0, -taps.shape[2] % self.lanes)).contiguous()
+    def shape(self, weight: Sequence[int]) -> tuple[int, ...]:
+        outputs, inner, *taps = weight
+        return -(-outputs // self.size), prod(taps), -(-inner * self.size // self.lanes) * self.lanes
+
+    def _write(self, weight: torch.Tensor, made: torch.Tensor) -> None:
+        read = weight.shape[1] * self.size
+        made[..., read:] = 0
+        _deal(weight.flatten(2), made[..., :read].unflatten(2, (-1, self.size)).permute(0, 3, 2, 1))
 
 
 @dataclass(frozen=True)
@@ -103,28 +135,13 @@ class Launch:
         return self.kernel.removeprefix("graphopt_")
 
 
-def packed(weight: torch.Tensor, columns: int, group: int = 1) -> torch.Tensor:
-    """A weight, [N, K, *taps], in panels, [N / columns, K / group · taps, columns, group].
-
-    Quotients are rounded up, and there are zeros where there is none. Panels of single terms have no last dimension.
-    """
-    if group > 1:
-        weight = pad(weight.reshape(*weight.shape[:2], -1), (0, 0, 0, -weight.shape[1] % group))
-        weight = weight.unflatten(1, (-1, group)).transpose(2, 3)
-    found = _panels(weight.flatten(1), columns)
-    panels = (found if group == 1 else found.unflatten(2, (-1, group))).transpose(1, 2)
-    return panels.clone(memory_format=torch.contiguous_format)
-
-
-def _panels(weight: torch.Tensor, size: int) -> torch.Tensor:
-    """[N / size rounded up, size, *rest] of [N, *rest]: a view, or a copy with zeros where there is none."""
-    count, rest = -(-weight.shape[0] // size), weight.shape[1:]
-    if count * size != weight.shape[0]:
-        whole = weight.new_empty(count * size, *rest)
-        whole[: weight.shape[0]] = weight
-        whole[weight.shape[0] :] = 0
-        weight = whole
-    return weight.reshape(count, size, *rest)
+def _deal(weight: torch.Tensor, panels: torch.Tensor) -> None:
+    """Write [N, *rest] to [N / size rounded up, size, *rest], with zeros where there is none."""
+    whole, left = divmod(weight.shape[0], panels.shape[1])
+    panels[:whole] = weight[: weight.shape[0] - left].unflatten(0, (whole, panels.shape[1]))
+    if left:
+        panels[whole, :left] = weight[weight.shape[0] - left :]
+        panels[whole, left:] = 0
 
 
 def size_of(place: Place) -> int:
