@@ -48,27 +48,82 @@ declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare void @GOMP_parallel(ptr, ptr, i32, i32)
 """
 
-# A team is a table of pointers, a counter, and the number of threads. One thread needs no OpenMP.
-_LAUNCH = """
-declare i32 @{name}(ptr)
-define i32 @graphopt_launch_{name}(ptr %table, i32 %offset, i32 %threads) alwaysinline {{
-  %team = alloca [2 x i64]
-  %arguments = getelementptr ptr, ptr %table, i32 %offset
-  store ptr %arguments, ptr %team
-  %counter = getelementptr i64, ptr %team, i32 1
-  store i32 0, ptr %counter
-  %size = getelementptr i32, ptr %team, i32 3
-  store i32 %threads, ptr %size
+# Waiting for all threads: so many have to arrive. A thread that waits for long may wait for one that has no core.
+_WAIT = """
+define void @graphopt_wait(ptr %arrived, i32 %all) alwaysinline {{
+  %before = atomicrmw add ptr %arrived, i32 1 acq_rel
+  br label %look
+look:
+  %round = phi i32 [ 0, %0 ], [ %next, %again ], [ {patience}, %give ]
+  %now = load atomic i32, ptr %arrived acquire, align 4
+  %there = icmp sge i32 %now, %all
+  br i1 %there, label %done, label %wait
+wait:
+  call void @llvm.x86.sse2.pause()
+  %next = add i32 %round, 1
+  %long = icmp sgt i32 %next, {patience}
+  br i1 %long, label %give, label %again
+again:
+  br label %look
+give:
+  %yielded = call i32 @sched_yield()
+  br label %look
+done:
+  ret void
+}}
+declare void @llvm.x86.sse2.pause()
+declare i32 @sched_yield()
+declare i32 @omp_get_num_threads()
+declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
+"""
+_PATIENCE = 200  # rounds of a few nanoseconds each
+
+# A sequence of calls is one parallel region: `run` starts it, and `together` is what each of its threads does, a share of
+# every kernel in turn. A kernel's team is a table of pointers, a counter of tasks and the number of threads, in a line of the cache of
+# its own; behind the teams lies what threads wait at. One thread needs no OpenMP.
+_SEQUENCE = """
+define i32 @graphopt_start_{number}(ptr %table, i32 %threads) alwaysinline {{
+  %teams = alloca [{size} x i8], align {line}
+  call void @llvm.memset.p0.i64(ptr %teams, i8 0, i64 {size}, i1 false)
+{teams}
   %alone = icmp eq i32 %threads, 1
   br i1 %alone, label %one, label %many
 one:
-  %failed = call i32 @{name}(ptr %team)
+  %failed = call i32 @graphopt_together_{number}(ptr %teams)
   ret i32 0
 many:
-  call void @GOMP_parallel(ptr @{name}, ptr %team, i32 %threads, i32 0)
+  call void @GOMP_parallel(ptr @graphopt_together_{number}, ptr %teams, i32 %threads, i32 0)
+  ret i32 0
+}}
+declare i32 @graphopt_together_{number}(ptr)
+define i32 @graphopt_share_{number}(ptr %teams) alwaysinline {{
+  %asked.at = getelementptr i8, ptr %teams, i64 12
+  %asked = load i32, ptr %asked.at
+  %alone = icmp eq i32 %asked, 1
+  br i1 %alone, label %begin, label %ask
+ask:
+  %there = call i32 @omp_get_num_threads()
+  br label %begin
+begin:
+  %threads = phi i32 [ 1, %0 ], [ %there, %ask ]
+  %arrived = getelementptr i8, ptr %teams, i64 {end}
+{shares}
   ret i32 0
 }}
 """
+_TEAM = """  %arguments.{place} = getelementptr ptr, ptr %table, i32 {offset}
+  %team.{place} = getelementptr i8, ptr %teams, i64 {start}
+  store ptr %arguments.{place}, ptr %team.{place}
+  %size.{place} = getelementptr i8, ptr %teams, i64 {threads}
+  store i32 %threads, ptr %size.{place}
+"""
+_SHARE = """  %team.{place} = getelementptr i8, ptr %teams, i64 {start}
+  %failed.{place} = call i32 @{name}(ptr %team.{place})
+"""
+_MEET = """  %all.{place} = mul i32 %threads, {place}
+  call void @graphopt_wait(ptr %arrived, i32 %all.{place})
+"""
+_LINE = 64  # bytes of a line of the cache
 
 
 @dataclass(frozen=True)
@@ -107,10 +162,11 @@ def compiled(isa: Isa, sequences: Sequence[Sequence[Call]]) -> Any:
     """TVM's module of some sequences of calls and their kernels: optimised, but not yet machine code."""
     kernels = {call.kernel.name: call.kernel for calls in sequences for call in calls}
     called = sorted(set().union(*(kernel.called for kernel in kernels.values())))
-    text = _RUNTIME + "".join(_LAUNCH.format(name=name) for name in kernels) + _functions(isa, called)
+    text = _RUNTIME + _WAIT.format(patience=_PATIENCE) + "".join(f"declare i32 @{name}(ptr)\n" for name in kernels)
+    text += "".join(_sequence(number, calls) for number, calls in enumerate(sequences)) + _functions(isa, called)
     functions = {name: kernel.function for name, kernel in kernels.items()}
-    for number, calls in enumerate(sequences):
-        functions[f"graphopt_run_{number}"] = _entry(f"graphopt_run_{number}", calls, text)
+    for number in range(len(sequences)):
+        functions |= _entries(number, text)
     return _lowered(tvm.IRModule(functions), isa)
 
 
@@ -120,17 +176,36 @@ def _functions(isa: Isa, called: Sequence[tuple[str, int]]) -> str:
     return vectormath.source(function for function in called if function not in products) + dot.source(products, isa)
 
 
-def _entry(name: str, calls: Sequence[Call], text: str) -> Any:
-    """The function that performs calls one after the other."""
-    table, threads = tirx.Var("table", "handle"), tirx.Var("threads", "int32")
+def _sequence(number: int, calls: Sequence[Call]) -> str:
+    """LLVM's text of the functions that perform calls one after the other."""
+    teams, shares = "", ""
+    for place, call in enumerate(calls):
+        start = place * _LINE
+        teams += _TEAM.format(place=place, offset=call.offset, start=start, threads=start + 12)
+        shares += _MEET.format(place=place) if place else ""
+        shares += _SHARE.format(place=place, name=call.kernel.name, start=start)
+    end = len(calls) * _LINE
+    return _SEQUENCE.format(number=number, size=end + _LINE, line=_LINE, end=end, teams=teams, shares=shares)
 
-    def launch(call: Call) -> Any:
-        place = tirx.const(call.offset, "int32")
-        return tirx.Evaluate(tirx.call_extern("int32", f"graphopt_launch_{call.kernel.name}", table, place, threads))
 
-    body = tirx.SeqStmt([*map(launch, calls), tirx.Return(tirx.const(0, "int32"))])
-    imports = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(text), body)
-    return c_function(name, [table, threads], imports)
+def _entries(number: int, text: str) -> dict[str, Any]:
+    """The functions that perform a sequence of calls: what is called, and what each thread does.
+
+    They call what is inlined from LLVM's text: of a function defined there TVM keeps nothing else.
+    """
+    table, teams, threads = tirx.Var("table", "handle"), tirx.Var("teams", "handle"), tirx.Var("threads", "int32")
+
+    def calling(name: str, inlined: str, *arguments: Any) -> Any:
+        call = tirx.Evaluate(tirx.call_extern("int32", inlined, *arguments))
+        body = tirx.SeqStmt([call, tirx.Return(tirx.const(0, "int32"))])
+        body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(text), body)
+        return c_function(name, arguments, body)
+
+    run, together = f"graphopt_run_{number}", f"graphopt_together_{number}"
+    return {
+        run: calling(run, f"graphopt_start_{number}", table, threads),
+        together: calling(together, f"graphopt_share_{number}", teams),
+    }
 
 
 def _lowered(module: Any, isa: Isa) -> Any:
