@@ -19,7 +19,6 @@ from graphopt.targets.tvm.build import Call, Library
 from graphopt.targets.tvm.emit import Buffer, Emitter, Expr, kernel
 from graphopt.targets.tvm.host import openmp
 from graphopt.targets.tvm.isa import detect
-from graphopt.targets.tvm.schedule import MANY
 
 _TASKS = 256
 
@@ -78,29 +77,66 @@ def test_as_many_threads_as_torch_uses(threads: int, library: Library) -> None:
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["in a sequence", "by itself"])
-@pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("tasks", [1, MANY * 2 - 1, MANY * 2, 40])
-def test_threads_that_take_the_next_task_early(tasks: int, threads: int, alone: bool) -> None:
-    """Each task is done once; what is to come is what a single thread does next; of few tasks, a guess."""
+@pytest.mark.parametrize("threads", [1, 2, 5, 30])
+@pytest.mark.parametrize("tasks", [1, 2, 15, 40])
+def test_each_task_is_done_once(tasks: int, threads: int, alone: bool) -> None:
+    """And what is to come is the next one in order."""
 
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         emitter.store(buffers[0], 2 * task, emitter.load(buffers[0], 2 * task) + 1)
         emitter.store(buffers[0], 2 * task + 1, emitter.upcoming)
 
-    made = Library(detect(), [[Call(kernel("graphopt_early", detect(), ["int32"], tasks, body, ahead=True), 0)]])
+    made = Library(detect(), [[Call(kernel("graphopt_once", detect(), ["int32"], tasks, body), 0)]])
     found = torch.zeros(tasks, 2, dtype=torch.int32)
     table = torch.tensor([found.data_ptr()])
     torch.set_num_threads(threads)
     if alone:
-        made._code.kernel("graphopt_early")(table.data_ptr())
+        made._code.kernel("graphopt_once")(table.data_ptr())
     else:
         made.run(0, table.data_ptr())
     done, upcoming = found.T.tolist()
-    assert done == [1] * tasks and all(0 <= number < tasks for number in upcoming)
-    if threads == 1:
-        assert upcoming == [*range(1, tasks), tasks - 1]
-    elif tasks < MANY * threads:
-        assert upcoming == [min(task + threads, tasks - 1) for task in range(tasks)]
+    assert done == [1] * tasks and upcoming == [*range(1, tasks), tasks - 1]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 20])
+def test_a_thread_does_its_own_part_first(threads: int) -> None:
+    """In order; then what is left of others'. Those beyond twelve share parts."""
+    tasks, parts = 240, min(threads, 12)
+
+    def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
+        emitter.store(buffers[0], task, tirx.call_extern("int32", "omp_get_thread_num"))
+        emitter.store(buffers[1], task, tirx.call_extern("float64", "omp_get_wtime"))
+
+    made = Library(detect(), [[Call(kernel("graphopt_own", detect(), ["int32", "float64"], tasks, body), 0)]])
+    who, when = torch.zeros(tasks, dtype=torch.int32), torch.zeros(tasks, dtype=torch.float64)
+    torch.set_num_threads(threads)
+    for _ in range(20):
+        made.run(0, torch.tensor([who.data_ptr(), when.data_ptr()]).data_ptr())
+        for thread in range(threads):
+            mine = (who == thread).nonzero().flatten()
+            order = mine[when[mine].argsort(stable=True)].tolist()
+            first = range(tasks * (thread % parts) // parts, tasks * (thread % parts + 1) // parts)
+            own = [task for task in order if task in first]
+            assert order[: len(own)] == own == sorted(own)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_kernels_of_a_sequence_wait_for_each_other(threads: int) -> None:
+    """Each kernel reads what all threads wrote in the one before, in the other order."""
+    tasks, rounds = 64, 40
+
+    def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
+        value = emitter.load(buffers[0], tasks - 1 - task)
+        emitter.store(buffers[1], task, value + 1)
+
+    made = kernel("graphopt_after", detect(), ["int32", "int32"], tasks, body)
+    calls = Library(detect(), [[Call(made, 2 * number) for number in range(rounds)]])
+    torch.set_num_threads(threads)
+    for _ in range(20):
+        values = torch.zeros(rounds + 1, tasks, dtype=torch.int32)
+        table = torch.tensor([values[row].data_ptr() for k in range(rounds) for row in (k, k + 1)])
+        calls.run(0, table.data_ptr())
+        assert values.tolist() == [[row] * tasks for row in range(rounds + 1)]
 
 
 def test_a_thread_of_python_has_its_own_number(library: Library) -> None:

@@ -1,7 +1,8 @@
 """Kernels to machine code: one module, entered with a table of pointers, in which calls of kernels follow one another.
 
 Threads are those of the OpenMP pool that torch itself uses, so that the two never wait for one another while spinning;
-the team of a kernel takes task after task from one counter. How many there are is passed with every call: OpenMP's own
+those of a sequence of kernels wait for each other between one kernel and the next, and take task after task of a part
+of a kernel's tasks, each of its own first. How many there are is passed with every call: OpenMP's own
 number is that of `torch.set_num_threads` only in threads of Python in which torch has looked at it.
 """
 
@@ -19,7 +20,7 @@ from tvm.ir import StringImm
 
 from . import dot, vectormath
 from .emit import Kernel, c_function
-from .image import Image, MachineCode, linked
+from .image import LINE, PARTS, Image, MachineCode, linked
 from .isa import Isa
 
 _RUNTIME = """
@@ -28,15 +29,58 @@ define ptr @graphopt_pointer_at(ptr %table, i32 %place) alwaysinline {
   %pointer = load ptr, ptr %at
   ret ptr %pointer
 }
-define i32 @graphopt_next_task(ptr %team) alwaysinline {
-  %counter = getelementptr i64, ptr %team, i32 1
-  %task = atomicrmw add ptr %counter, i32 1 monotonic
-  ret i32 %task
+define i32 @graphopt_parts(ptr %team) alwaysinline {
+  %at = getelementptr i32, ptr %team, i32 2
+  %parts = load i32, ptr %at
+  ret i32 %parts
 }
-define i32 @graphopt_threads(ptr %team) alwaysinline {
-  %at = getelementptr i32, ptr %team, i32 3
-  %threads = load i32, ptr %at
-  ret i32 %threads
+declare i32 @omp_get_thread_num()
+define i32 @graphopt_own_part(ptr %team) alwaysinline {
+  %parts = call i32 @graphopt_parts(ptr %team)
+  %alone = icmp eq i32 %parts, 1
+  br i1 %alone, label %done, label %ask
+ask:
+  %number = call i32 @omp_get_thread_num()
+  %part = urem i32 %number, %parts
+  br label %done
+done:
+  %found = phi i32 [ 0, %0 ], [ %part, %ask ]
+  ret i32 %found
+}
+define i32 @graphopt_begin(i32 %tasks, i32 %part, i32 %parts) alwaysinline {
+  %product = mul i32 %tasks, %part
+  %begin = udiv i32 %product, %parts
+  ret i32 %begin
+}
+define i32 @graphopt_next_task(ptr %team, i32 %tasks, ptr %turn) alwaysinline {
+  %parts = call i32 @graphopt_parts(ptr %team)
+  %counters = getelementptr i32, ptr %team, i32 4
+  %gone.at = getelementptr i32, ptr %turn, i32 1
+  br label %try
+try:
+  %part = load i32, ptr %turn
+  %begin = call i32 @graphopt_begin(i32 %tasks, i32 %part, i32 %parts)
+  %following = add i32 %part, 1
+  %end = call i32 @graphopt_begin(i32 %tasks, i32 %following, i32 %parts)
+  %counter = getelementptr i32, ptr %counters, i32 %part
+  %number = atomicrmw add ptr %counter, i32 1 monotonic
+  %task = add i32 %begin, %number
+  %there = icmp slt i32 %task, %end
+  br i1 %there, label %found, label %go
+go:
+  %gone = load i32, ptr %gone.at
+  %further = add i32 %gone, 1
+  store i32 %further, ptr %gone.at
+  %last = icmp sge i32 %further, %parts
+  br i1 %last, label %none, label %turn.on
+turn.on:
+  %other = urem i32 %following, %parts
+  store i32 %other, ptr %turn
+  br label %try
+found:
+  ret i32 %task
+none:
+  ret i32 %tasks
 }
 define i32 @graphopt_prefetch(ptr %numbers, i32 %start, i32 %place) alwaysinline {
   %from = getelementptr float, ptr %numbers, i32 %start
@@ -78,13 +122,15 @@ declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 """
 _PATIENCE = 200  # rounds of a few nanoseconds each
 
-# A sequence of calls is one parallel region: `run` starts it, and `together` is what each of its threads does, a share of
-# every kernel in turn. A kernel's team is a table of pointers, a counter of tasks and the number of threads, in a line of the cache of
-# its own; behind the teams lies what threads wait at. One thread needs no OpenMP.
+# A sequence of calls is one parallel region: `start` enters it, and `share` is what each of its threads does of every
+# kernel in turn. A team is a table of pointers, the number of parts of the tasks, and a counter for each part. Behind
+# the teams lies what threads wait at. One thread needs no OpenMP.
 _SEQUENCE = """
 define i32 @graphopt_start_{number}(ptr %table, i32 %threads) alwaysinline {{
   %teams = alloca [{size} x i8], align {line}
   call void @llvm.memset.p0.i64(ptr %teams, i8 0, i64 {size}, i1 false)
+  %few = icmp slt i32 %threads, {parts}
+  %parts = select i1 %few, i32 %threads, i32 {parts}
 {teams}
   %alone = icmp eq i32 %threads, 1
   br i1 %alone, label %one, label %many
@@ -97,9 +143,8 @@ many:
 }}
 declare i32 @graphopt_together_{number}(ptr)
 define i32 @graphopt_share_{number}(ptr %teams) alwaysinline {{
-  %asked.at = getelementptr i8, ptr %teams, i64 12
-  %asked = load i32, ptr %asked.at
-  %alone = icmp eq i32 %asked, 1
+  %parts = call i32 @graphopt_parts(ptr %teams)
+  %alone = icmp eq i32 %parts, 1
   br i1 %alone, label %begin, label %ask
 ask:
   %there = call i32 @omp_get_num_threads()
@@ -114,8 +159,8 @@ begin:
 _TEAM = """  %arguments.{place} = getelementptr ptr, ptr %table, i32 {offset}
   %team.{place} = getelementptr i8, ptr %teams, i64 {start}
   store ptr %arguments.{place}, ptr %team.{place}
-  %size.{place} = getelementptr i8, ptr %teams, i64 {threads}
-  store i32 %threads, ptr %size.{place}
+  %parts.{place} = getelementptr i8, ptr %team.{place}, i64 8
+  store i32 %parts, ptr %parts.{place}
 """
 _SHARE = """  %team.{place} = getelementptr i8, ptr %teams, i64 {start}
   %failed.{place} = call i32 @{name}(ptr %team.{place})
@@ -123,7 +168,6 @@ _SHARE = """  %team.{place} = getelementptr i8, ptr %teams, i64 {start}
 _MEET = """  %all.{place} = mul i32 %threads, {place}
   call void @graphopt_wait(ptr %arrived, i32 %all.{place})
 """
-_LINE = 64  # bytes of a line of the cache
 
 
 @dataclass(frozen=True)
@@ -180,12 +224,12 @@ def _sequence(number: int, calls: Sequence[Call]) -> str:
     """LLVM's text of the functions that perform calls one after the other."""
     teams, shares = "", ""
     for place, call in enumerate(calls):
-        start = place * _LINE
-        teams += _TEAM.format(place=place, offset=call.offset, start=start, threads=start + 12)
+        start = place * LINE
+        teams += _TEAM.format(place=place, offset=call.offset, start=start)
         shares += _MEET.format(place=place) if place else ""
         shares += _SHARE.format(place=place, name=call.kernel.name, start=start)
-    end = len(calls) * _LINE
-    return _SEQUENCE.format(number=number, size=end + _LINE, line=_LINE, end=end, teams=teams, shares=shares)
+    end = len(calls) * LINE
+    return _SEQUENCE.format(number=number, size=end + LINE, line=LINE, end=end, parts=PARTS, teams=teams, shares=shares)
 
 
 def _entries(number: int, text: str) -> dict[str, Any]:

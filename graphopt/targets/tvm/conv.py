@@ -334,7 +334,7 @@ def convolution(
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         _Convolution(emitter, buffers, cut, finish).run(task)
 
-    return kernel(name, isa, arguments, sizes.batch * cut.right * cut.down, body, ahead=True)
+    return kernel(name, isa, arguments, sizes.batch * cut.right * cut.down, body)
 
 
 def without_taps(

@@ -19,7 +19,6 @@ from tvm import sym, tirx
 from tvm.ir import Call, PointerType, PrimType, StringImm
 
 from .isa import Isa
-from .schedule import MANY
 
 Expr: TypeAlias = Any
 Buffer: TypeAlias = Any
@@ -35,7 +34,7 @@ class Emitter:
     ----------
     isa : the CPU that the kernel is for.
     called : names of the functions of `vectormath` and `dot` that the kernel calls, by number of lanes.
-    upcoming : what the thread does next, as far as is known: a task whose memory can be brought near.
+    upcoming : what the thread most likely does next: a task whose memory can be brought near.
     scratches : allocations, which belong before the loop over tasks: TVM frees memory at the end of the function.
     """
 
@@ -231,15 +230,15 @@ def kernel(
     arguments: Sequence[str],
     tasks: int,
     body: Callable[[Emitter, Sequence[Buffer], Expr], None],
-    ahead: bool = False,
 ) -> Kernel:
     """A kernel over buffers of these dtypes, of so many tasks, each of which `body` emits.
+
+    Each thread has a part of the tasks, and does them in order; who is done goes on with another's. Where kernels
+    number their tasks alike, say image after image, a thread then reads what it wrote itself.
 
     Parameters
     ----------
     body : called once, with the emitter, a buffer per argument, and the number of the task.
-    ahead : whether the body asks for `Emitter.upcoming`. Where there are `MANY` tasks for each thread, it takes the
-        next one when it begins one; else the next is what it would be if all threads were equally fast.
     """
     emitter = Emitter(isa)
     team = tirx.Var("team", "handle")
@@ -248,27 +247,22 @@ def kernel(
     buffers = [
         emitter.buffer(pointer_at(table, place, dtype), dtype, f"a{place}") for place, dtype in enumerate(arguments)
     ]
-    task = tirx.decl_buffer((1,), "int32", name="task")
-    emitter.emit(tirx.AllocBuffer(task))
-    take = tirx.BufferStore(task, tirx.call_extern("int32", "graphopt_next_task", team), [_ZERO])
+    task, turn = (tirx.decl_buffer((size,), "int32", name=name) for name, size in (("task", 1), ("turn", 2)))
+    for buffer in (task, turn):
+        emitter.emit(tirx.AllocBuffer(buffer))
+    # Whose part the thread is at, and how many other parts it has seen to the end.
+    emitter.emit(tirx.BufferStore(turn, tirx.call_extern("int32", "graphopt_own_part", team), [_ZERO]))
+    emitter.emit(tirx.BufferStore(turn, _ZERO, [tirx.const(1, "int32")]))
+    count = tirx.const(tasks, "int32")
+    take = tirx.BufferStore(task, tirx.call_extern("int32", "graphopt_next_task", team, count, turn.data), [_ZERO])
     emitter.emit(take)
     with emitter.block() as inside:
         current = emitter.let(tirx.BufferLoad(task, [_ZERO]), "task")
         emitter.bound(current, tasks)
-        if not ahead:
-            body(emitter, buffers, current)
-            emitter.emit(take)
-        else:
-            threads = emitter.let(tirx.call_extern("int32", "graphopt_threads", team), "threads")
-            many = emitter.let(tirx.Cast("int32", threads * MANY <= tasks), "many")
-            with emitter.when(many == 1):
-                emitter.emit(take)
-            after = tirx.Select(many == 1, tirx.BufferLoad(task, [_ZERO]), current + threads)
-            emitter.upcoming = emitter.let(tirx.min(after, tasks - 1), "upcoming")
-            emitter.bound(emitter.upcoming, tasks)
-            body(emitter, buffers, current)
-            with emitter.when(many == 0):
-                emitter.emit(take)
+        emitter.upcoming = emitter.let(tirx.min(current + 1, tasks - 1), "upcoming")
+        emitter.bound(emitter.upcoming, tasks)
+        body(emitter, buffers, current)
+        emitter.emit(take)
     for scratch in emitter.scratches:
         emitter.emit(scratch)
     emitter.emit(tirx.While(tirx.BufferLoad(task, [_ZERO]) < tasks, sequence(inside)))

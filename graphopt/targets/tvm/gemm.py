@@ -56,9 +56,9 @@ def linear(
     def body(emitter: Emitter, buffers: Sequence[Buffer], task: Expr) -> None:
         item = emitter.let(tirx.floordiv(task, down * across), "item") if product.batch > 1 else tirx.const(0, "int32")
         task = emitter.let(tirx.floormod(task, down * across), "task") if product.batch > 1 else task
-        top = emitter.let(tirx.floormod(task, down) * (height * form.rows), "top")
-        left = emitter.let(tirx.floordiv(task, down) * width, "left")
-        later = tirx.floordiv(tirx.floormod(emitter.upcoming, down * across), down) * width
+        top = emitter.let(tirx.floordiv(task, across) * (height * form.rows), "top")
+        left = emitter.let(tirx.floormod(task, across) * width, "left")
+        later = tirx.floormod(tirx.floormod(emitter.upcoming, down * across), across) * width
         later = (tirx.floordiv(emitter.upcoming, down * across) * size.panels + later) * size.panel
         upcoming = emitter.let(later, "upcoming")
         begin = emitter.let((item * size.panels + left) * size.panel, "begin")
@@ -109,7 +109,7 @@ def linear(
             )
             each(lambda found: found.write(finish))
 
-    return kernel(name, isa, arguments, size.tasks, body, ahead=True)
+    return kernel(name, isa, arguments, size.tasks, body)
 
 
 def pack(

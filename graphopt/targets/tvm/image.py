@@ -24,6 +24,8 @@ from . import host
 _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32)
 _PARALLEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 _PAGE = 4096
+LINE = 64  # bytes of a line of the cache
+PARTS = 12  # of the tasks of a kernel, at most: their counters lie in the line of its team
 _SECTION = "<IIQQQQIIQQ"
 _SYMTAB, _RELA, _NOBITS = 2, 4, 8  # kinds of sections
 _WRITE, _ALLOC, _TLS = 1, 2, 1024  # flags of sections
@@ -78,7 +80,8 @@ class MachineCode:
 
         def run(pointers: int) -> None:
             threads = torch.get_num_threads()
-            team = (ctypes.c_int64 * 2)(pointers, threads << 32)  # behind the counter, which is half as long
+            team = (ctypes.c_uint8 * LINE)()
+            struct.pack_into("<qi", team, 0, pointers, min(threads, PARTS))
             parallel(kernel, ctypes.addressof(team), threads, 0)
 
         return run

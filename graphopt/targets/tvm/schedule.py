@@ -15,7 +15,6 @@ from .isa import Isa
 
 _FORMS = 12  # tiles of other forms that a search tries
 _PARTS = (0.25, 4.0)  # of the formula's task, that it tries
-MANY = 8  # tasks for each thread: where there are so many, it may hold two
 # Of a core: products and sums of vectors, and vectors read, per cycle.
 SUMS, _READS = 2, 2
 _FIRST = 32 << 10  # bytes of the first cache; a cycle brings half a vector from the second one

@@ -12,12 +12,13 @@ from math import ceil, inf
 
 from .dot import FLOAT32, Dot
 from .isa import Isa
-from .schedule import MANY, SUMS, Schedule, Space, cycles, space
+from .schedule import SUMS, Schedule, Space, cycles, space
 from .tile import MULTIPLICATIONS, TERMS
 
 # Numbers of x that a task reads for one panel after the other, of as many terms as are summed up in one go, and of sums
 # that it keeps: a fifth of the second cache.
 _INPUT = 3 << 13
+_TASKS = 16  # of a core, at least, of large products
 _WORK = MULTIPLICATIONS[1]  # multiplications of a task, at most, where that makes no more than some for each core
 # Of a core: cycles of a task, for a vector of sums that is written or added to; bytes per cycle from main memory, where
 # weights lie between steps.
@@ -150,16 +151,10 @@ class Cut:
         one, last = self._tile(form.rows), self._tile(rest) if rest else 0.0
         panel = 4 * self.panel / _MEMORY
         row = form.rows * product.groups / _MEMORY  # of tiles; four times as fast: x lies in a cache
-        ahead = self.tasks >= MANY * isa.cores  # then a thread knows its next task, and brings its first panel near
-
-        def task(tiles: float) -> float:
-            """What it takes beside its products, whose tiles of a panel take so long."""
-            return _TASK + (0.0 if ahead else min(tiles, panel))
-
         # While a panel is multiplied, the next one is brought near.
         tiles, column = min(self.height, whole) * one + (last if self.down == 1 else 0.0), whole * one + last
-        longest = task(tiles) + self.height * row + self.width * max(tiles, panel)
-        total = self.down * self.across * task(column / self.down) + self.across * self.tiles * row
+        longest = _TASK + self.height * row + self.width * max(tiles, panel)
+        total = self.down * self.across * _TASK + self.across * self.tiles * row
         total += self.panels * max(column, self.down * panel)
         return (product.batch * total + (isa.cores - 1) * longest) / isa.cores
 
@@ -182,7 +177,7 @@ def cut(isa: Isa, product: Product, form: Tiles, work: int | None = None) -> Cut
         return Cut(isa, product, form, height, width)
 
     one = of(1, 1)
-    share = product.batch * one.tiles * one.panels * one.work // (2 * MANY * isa.cores)
+    share = product.batch * one.tiles * one.panels * one.work // (_TASKS * isa.cores)
     most = max(_WORK, share) if work is None else work
     found = [
         each

@@ -294,7 +294,7 @@ def product(name: str, shape: Shape, arguments: Sequence[str], finish: Finish) -
         groups, blocks = at_most(size.groups, shape.high, group), at_most(size.blocks, shape.blocks, block)
         part.run(group, groups, block, blocks, upcoming)
 
-    return kernel(name, shape.isa, arguments, size.tasks(shape), body, ahead=True)
+    return kernel(name, shape.isa, arguments, size.tasks(shape), body)
 
 
 class _Product:
