@@ -177,10 +177,7 @@ def leave_one_out(pipeline: Sequence[Pass], fired: set[str]) -> dict[str, tuple[
 def fired_in(pipe: Any) -> set[str]:
     """Spelled passes that rewrote anything in any module of the step."""
     return {
-        record.name
-        for module in of_step(graphopt.report(pipe))
-        for record in module.variants[0].passes
-        if record.fired
+        record.name for module in of_step(graphopt.report(pipe)) for record in module.variants[0].passes if record.fired
     }
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("tvm")
 from graphopt.ir import winograd
 from graphopt.targets.tvm import build, tiling
 from graphopt.targets.tvm.isa import detect
-from graphopt.targets.tvm.places import Panels, Taps
+from graphopt.targets.tvm.places import Panels
 from graphopt.targets.tvm.running import Code
 from graphopt.targets.tvm.tile import LINE
 from graphopt.testing import trace
@@ -44,8 +44,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., torch.Tensor]:
 
         return made
 
-    for kind in (Panels, Taps):
-        monkeypatch.setattr(kind, "pack", longer(kind.pack))
+    monkeypatch.setattr(Panels, "pack", longer(Panels.pack))
 
     def run(function: Callable[..., Any], *inputs: torch.Tensor) -> torch.Tensor:
         graph = trace(function, *inputs).program.graph

@@ -109,9 +109,10 @@ def test_a_thread_does_its_own_part_first(threads: int) -> None:
 
     made = Library(detect(), [[Call(kernel("graphopt_own", detect(), ["int32", "float64"], tasks, body), 0)]])
     who, when = torch.zeros(tasks, dtype=torch.int32), torch.zeros(tasks, dtype=torch.float64)
+    table = torch.tensor([who.data_ptr(), when.data_ptr()])
     torch.set_num_threads(threads)
     for _ in range(20):
-        made.run(0, torch.tensor([who.data_ptr(), when.data_ptr()]).data_ptr())
+        made.run(0, table.data_ptr())
         for thread in range(threads):
             mine = (who == thread).nonzero().flatten()
             order = mine[when[mine].argsort(stable=True)].tolist()
