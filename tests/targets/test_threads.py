@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -121,7 +124,7 @@ def test_a_thread_does_its_own_part_first(threads: int) -> None:
             assert order[: len(own)] == own == sorted(own)
 
 
-@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("threads", [2, 3, 20])
 def test_kernels_of_a_sequence_wait_for_each_other(threads: int) -> None:
     """Each kernel reads what all threads wrote in the one before, in the other order."""
     tasks, rounds = 64, 40
@@ -133,7 +136,7 @@ def test_kernels_of_a_sequence_wait_for_each_other(threads: int) -> None:
     made = kernel("graphopt_after", detect(), ["int32", "int32"], tasks, body)
     calls = Library(detect(), [[Call(made, 2 * number) for number in range(rounds)]])
     torch.set_num_threads(threads)
-    for _ in range(20):
+    for _ in range(20 if threads < 4 else 2):
         values = torch.zeros(rounds + 1, tasks, dtype=torch.int32)
         table = torch.tensor([values[row].data_ptr() for k in range(rounds) for row in (k, k + 1)])
         calls.run(0, table.data_ptr())
@@ -149,6 +152,32 @@ def test_a_thread_of_python_has_its_own_number(library: Library) -> None:
 
     assert elsewhere(two) == [(2, 1)]
     assert team(library)[0] == torch.get_num_threads() == 3
+
+
+_FEWER = """
+import torch
+from graphopt.targets.tvm.build import Call, Library
+from graphopt.targets.tvm.emit import kernel
+from graphopt.targets.tvm.isa import detect
+
+def body(emitter, buffers, task):
+    emitter.store(buffers[1], task, emitter.load(buffers[0], 63 - task) + 1)
+
+made = kernel("graphopt_after", detect(), ["int32", "int32"], 64, body)
+library = Library(detect(), [[Call(made, 2 * number) for number in range(10)]])
+values = torch.zeros(11, 64, dtype=torch.int32)
+table = torch.tensor([values[row].data_ptr() for k in range(10) for row in (k, k + 1)])
+torch.set_num_threads(7)
+library.run(0, table.data_ptr())
+assert values.tolist() == [[row] * 64 for row in range(11)]
+"""
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_fewer_threads_than_were_asked_for(limit: int) -> None:
+    """OpenMP gives as many as it may: kernels do not wait for the others, whose tasks are done too."""
+    environment = {**os.environ, "OMP_THREAD_LIMIT": str(limit)}
+    subprocess.run([sys.executable, "-c", _FEWER], env=environment, check=True, timeout=120)
 
 
 def test_one_thread_needs_no_openmp(library: Library) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,11 @@ pytest.importorskip("tvm")
 
 import graphopt
 from graphopt.compile import compiled_calls
-from graphopt.targets.tvm.running import Code
+from graphopt.ir.program import val
+from graphopt.ir.stages import WEIGHTS, split, stages
+from graphopt.targets.tvm.running import Code, Frame
 from graphopt.targets.tvm.target import Tvm
+from graphopt.testing import trace
 
 SIZE = 48
 
@@ -34,6 +39,15 @@ class Network(torch.nn.Module):
         joined = torch.cat([self.project.weight, self.other.weight]) * 0.5
         first, second = F.linear(hidden, joined).chunk(2, dim=-1)
         return first * second.sigmoid()
+
+
+class Doubled(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(SIZE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + (self.weight * 2).exp()).relu()
 
 
 PARTS = ("project.weight", "project.bias", "other.weight", "norm.weight", "prompt.weight", "offset")
@@ -137,9 +151,9 @@ def test_weights_that_stay_are_not_looked_at_again(monkeypatch: pytest.MonkeyPat
     code, seen = step(module), list[int]()
     point = Code._point
 
-    def counted(self: Code, frame: object, slots: dict[object, object], known: object) -> list[torch.Tensor]:
+    def counted(self: Code, frame: Frame, slots: Any, known: Any) -> list[torch.Tensor]:
         seen.append(len(slots))
-        return point(self, frame, slots, known)  # type: ignore[arg-type]
+        return point(self, frame, slots, known)
 
     monkeypatch.setattr(Code, "_point", counted)
     (reads,) = code._reads
@@ -151,29 +165,119 @@ def test_weights_that_stay_are_not_looked_at_again(monkeypatch: pytest.MonkeyPat
     assert sorted(seen) == sorted([len(reads.passing)] * 2 + [len(reads.steady)])
 
 
-def test_panels_of_old_weights_do_not_outlive_them() -> None:
+def _panels(code: Code) -> list[weakref.ref[torch.Tensor]]:
+    return [weakref.ref(packed.made) for packed in code._epoch.packed.values()]
+
+
+def test_panels_of_old_weights_do_not_outlive_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in frames that wait, nor in one that is in use when the weights become others."""
     module, prompt = compiled()
     assert right(module, prompt)
-    code = step(module)
-    before = [tensor for frame in code._frames for pointed in frame.pointed.values() for tensor in pointed.held]
-    assert before
-    code.weights_are(b"others", None)
-    assert not any(frame.pointed for frame in code._frames)
+    code, point = step(module), Code._point
+
+    def others(self: Code, frame: Frame, slots: Any, known: Any) -> list[torch.Tensor]:
+        if self is code:
+            self.weights_are(b"others", None)
+        return point(self, frame, slots, known)
+
+    for meanwhile in (False, True):
+        assert right(module, prompt)
+        before = _panels(code)
+        with monkeypatch.context() as patch, torch.no_grad():
+            if meanwhile:
+                patch.setattr(Code, "_point", others)
+                module(torch.randn(2, SIZE), prompt)
+            else:
+                code.weights_are(b"others", None)
+        gc.collect()
+        assert before and not any(panel() is not None for panel in before)
+
+
+def test_what_interrupts_a_call_leaves_no_pointers_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, prompt = compiled()
+    assert right(module, prompt)
+    whole = step(module)._reads[0].steady
+    point = Code._point
+
+    def interrupted(self: Code, frame: Frame, slots: Any, known: Any) -> list[torch.Tensor]:
+        if slots is whole:
+            point(self, frame, slots, known)
+            raise KeyboardInterrupt
+        return point(self, frame, slots, known)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), torch.no_grad():
+        patch.setattr(Code, "_point", interrupted)
+        module(torch.randn(2, SIZE), torch.randn(2, SIZE))
+    assert right(module, prompt), "pointers are those for the other prompt"
+
+
+def test_a_call_does_not_vouch_for_what_another_thread_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread has its weights, and has not pointed at them yet, when another one replaces one of them and calls."""
+    module, prompt = compiled()
+    assert right(module, prompt)
+    point, waiting, go = Code._point, threading.Event(), threading.Event()
+
+    def slow(self: Code, frame: Frame, slots: Any, known: Any) -> list[torch.Tensor]:
+        if threading.current_thread() is early:
+            waiting.set()
+            assert go.wait(60)
+        return point(self, frame, slots, known)
+
+    def work() -> None:
+        with torch.no_grad():
+            module(torch.randn(2, SIZE), prompt)
+
+    early = threading.Thread(target=work)
+    monkeypatch.setattr(Code, "_point", slow)
+    _add_in_place(module, "norm.weight")
+    early.start()
+    assert waiting.wait(60)
+    _replace(module, "offset")
+    _replace(module, "project.weight")
+    assert right(module, prompt)
+    go.set()
+    early.join()
+    gc.collect()
+    assert right(module, prompt)
+
+
+def test_a_computed_weight_that_is_moved_is_pointed_at_anew() -> None:
+    """As eviction moves what was computed of weights: the same tensor, elsewhere."""
+    x = torch.randn(4, SIZE)
+    program = trace(Doubled(), x).program
+    for node, stage in stages(program).items():
+        if node.op == "call_function" and stage == WEIGHTS:
+            node.meta["placement"] = WEIGHTS
+    first, last = split(program)
+    code = Code(None, last.graph, [val(node) for node in last.graph.find_nodes(op="placeholder")], torch.nn.Module())
+    (computed,) = (node for node in code.inputs if node.name in first.gives)
+    value, places = torch.randn(SIZE), object()
+    for moved in (False, True, False):
+        if moved:
+            before = value.data
+            value.data = before.clone()
+            before.fill_(torch.nan)
+        code.weights_are(b"1", places)
+        (got,) = code(*(value if node is computed else x for node in code.inputs))
+        assert torch.equal(got, (x + value).relu())
 
 
 def test_threads_change_weights_in_turn() -> None:
-    """Each thread has frames and digests of its own; a change by one is seen by the other."""
+    """A change by one thread is seen by the other."""
     module, prompt = compiled()
-    wrong, turn = list[str](), threading.Barrier(2)
+    wrong, turn = list[object](), threading.Barrier(2)
 
     def work(number: int) -> None:
-        for round_ in range(6):
-            if round_ % 2 == number:
-                WAYS[round_](module, PARTS[round_ % len(PARTS)])
-            turn.wait(60)
-            if not right(module, prompt):
-                wrong.append(f"thread {number}, round {round_}")
-            turn.wait(60)
+        try:
+            for round_ in range(6):
+                if round_ % 2 == number:
+                    WAYS[round_](module, PARTS[round_ % len(PARTS)])
+                turn.wait(60)
+                if not right(module, prompt):
+                    wrong.append(f"thread {number}, round {round_}")
+                turn.wait(60)
+        except Exception as error:
+            wrong.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
     for thread in threads:

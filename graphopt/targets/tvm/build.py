@@ -1,9 +1,9 @@
 """Kernels to machine code: one module, entered with a table of pointers, in which calls of kernels follow one another.
 
-Threads are those of the OpenMP pool that torch itself uses, so that the two never wait for one another while spinning;
-those of a sequence of kernels wait for each other between one kernel and the next, and take task after task of a part
-of a kernel's tasks, each of its own first. How many there are is passed with every call: OpenMP's own
-number is that of `torch.set_num_threads` only in threads of Python in which torch has looked at it.
+Threads are those of the OpenMP pool that torch itself uses, so that the two never wait for one another while they spin.
+They go through all kernels of a sequence, and wait for each other between one and the next. Of a kernel's tasks each
+has a part and does it first; then it steals from others'. How many threads there are is passed with every call:
+OpenMP's own number is that of `torch.set_num_threads` only in threads of Python in which torch has looked at it.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ try:
   %following = add i32 %part, 1
   %end = call i32 @graphopt_begin(i32 %tasks, i32 %following, i32 %parts)
   %counter = getelementptr i32, ptr %counters, i32 %part
+  %left = load atomic i32, ptr %counter monotonic, align 4
+  %at = add i32 %begin, %left
+  %open = icmp slt i32 %at, %end
+  br i1 %open, label %take, label %go
+take:
   %number = atomicrmw add ptr %counter, i32 1 monotonic
   %task = add i32 %begin, %number
   %there = icmp slt i32 %task, %end
@@ -92,35 +97,41 @@ declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare void @GOMP_parallel(ptr, ptr, i32, i32)
 """
 
-# Waiting for all threads: so many have to arrive. A thread that waits for long may wait for one that has no core.
+# Waiting for all threads: so many have to arrive. Who waits for long may wait for a thread that has no core, and gives
+# it its own: at first in turns with others, then for some microseconds.
 _WAIT = """
 define void @graphopt_wait(ptr %arrived, i32 %all) alwaysinline {{
   %before = atomicrmw add ptr %arrived, i32 1 acq_rel
   br label %look
 look:
-  %round = phi i32 [ 0, %0 ], [ %next, %again ], [ {patience}, %give ]
+  %round = phi i32 [ 0, %0 ], [ %next, %wait ], [ %next, %yield ], [ %round, %sleep ]
   %now = load atomic i32, ptr %arrived acquire, align 4
   %there = icmp sge i32 %now, %all
   br i1 %there, label %done, label %wait
 wait:
   call void @llvm.x86.sse2.pause()
   %next = add i32 %round, 1
-  %long = icmp sgt i32 %next, {patience}
-  br i1 %long, label %give, label %again
-again:
-  br label %look
+  %long = icmp sgt i32 %next, {spins}
+  br i1 %long, label %give, label %look
 give:
+  %longer = icmp sgt i32 %next, {yields}
+  br i1 %longer, label %sleep, label %yield
+yield:
   %yielded = call i32 @sched_yield()
+  br label %look
+sleep:
+  %slept = call i32 @usleep(i32 50)
   br label %look
 done:
   ret void
 }}
 declare void @llvm.x86.sse2.pause()
 declare i32 @sched_yield()
+declare i32 @usleep(i32)
 declare i32 @omp_get_num_threads()
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 """
-_PATIENCE = 200  # rounds of a few nanoseconds each
+_SPINS, _YIELDS = 200, 4000  # rounds until a thread that waits yields, until it sleeps: some microseconds, a few ms
 
 # A sequence of calls is one parallel region: `start` enters it, and `share` is what each of its threads does of every
 # kernel in turn. A team is a table of pointers, the number of parts of the tasks, and a counter for each part. Behind
@@ -206,11 +217,15 @@ def compiled(isa: Isa, sequences: Sequence[Sequence[Call]]) -> Any:
     """TVM's module of some sequences of calls and their kernels: optimised, but not yet machine code."""
     kernels = {call.kernel.name: call.kernel for calls in sequences for call in calls}
     called = sorted(set().union(*(kernel.called for kernel in kernels.values())))
-    text = _RUNTIME + _WAIT.format(patience=_PATIENCE) + "".join(f"declare i32 @{name}(ptr)\n" for name in kernels)
+    text = (
+        _RUNTIME
+        + _WAIT.format(spins=_SPINS, yields=_YIELDS)
+        + "".join(f"declare i32 @{name}(ptr)\n" for name in kernels)
+    )
     text += "".join(_sequence(number, calls) for number, calls in enumerate(sequences)) + _functions(isa, called)
     functions = {name: kernel.function for name, kernel in kernels.items()}
     for number in range(len(sequences)):
-        functions |= _entries(number, text)
+        functions |= _entries(number, "" if number else text)
     return _lowered(tvm.IRModule(functions), isa)
 
 
@@ -235,14 +250,16 @@ def _sequence(number: int, calls: Sequence[Call]) -> str:
 def _entries(number: int, text: str) -> dict[str, Any]:
     """The functions that perform a sequence of calls: what is called, and what each thread does.
 
-    They call what is inlined from LLVM's text: of a function defined there TVM keeps nothing else.
+    They call what is inlined from LLVM's text, which one function brings for all: of a function defined there TVM keeps
+    nothing else.
     """
     table, teams, threads = tirx.Var("table", "handle"), tirx.Var("teams", "handle"), tirx.Var("threads", "int32")
 
     def calling(name: str, inlined: str, *arguments: Any) -> Any:
         call = tirx.Evaluate(tirx.call_extern("int32", inlined, *arguments))
         body = tirx.SeqStmt([call, tirx.Return(tirx.const(0, "int32"))])
-        body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(text), body)
+        if text and name == run:
+            body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(text), body)
         return c_function(name, arguments, body)
 
     run, together = f"graphopt_run_{number}", f"graphopt_together_{number}"

@@ -18,6 +18,7 @@ import tvm
 from tvm import sym, tirx
 from tvm.ir import Call, PointerType, PrimType, StringImm
 
+from .image import PARTS
 from .isa import Isa
 
 Expr: TypeAlias = Any
@@ -209,7 +210,7 @@ class Emitter:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A function that threads run together: each takes the next task until none is left.
+    """A function that threads run together, until no task is left.
 
     Attributes
     ----------
@@ -233,13 +234,14 @@ def kernel(
 ) -> Kernel:
     """A kernel over buffers of these dtypes, of so many tasks, each of which `body` emits.
 
-    Each thread has a part of the tasks, and does them in order; who is done goes on with another's. Where kernels
-    number their tasks alike, say image after image, a thread then reads what it wrote itself.
+    Each thread has a part of the tasks, and does them in order; who is done steals from another's. Where kernels number
+    their tasks alike, say image after image, a thread then reads what it wrote itself.
 
     Parameters
     ----------
     body : called once, with the emitter, a buffer per argument, and the number of the task.
     """
+    assert tasks * PARTS < 1 << 31, f"{name}: {tasks} tasks are counted in 32 bits"
     emitter = Emitter(isa)
     team = tirx.Var("team", "handle")
     table = tirx.Var("table", "handle")
@@ -250,7 +252,7 @@ def kernel(
     task, turn = (tirx.decl_buffer((size,), "int32", name=name) for name, size in (("task", 1), ("turn", 2)))
     for buffer in (task, turn):
         emitter.emit(tirx.AllocBuffer(buffer))
-    # Whose part the thread is at, and how many other parts it has seen to the end.
+    # Whose part the thread takes from, and how many it has seen to the end.
     emitter.emit(tirx.BufferStore(turn, tirx.call_extern("int32", "graphopt_own_part", team), [_ZERO]))
     emitter.emit(tirx.BufferStore(turn, _ZERO, [tirx.const(1, "int32")]))
     count = tirx.const(tasks, "int32")

@@ -5,24 +5,45 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
 CPUINFO = Path("/proc/cpuinfo")
+_OPENMP = "GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num"  # that generated code calls
 # Of a processor in CPUINFO: from these LLVM tells its name, and thereby the instructions that it has.
 _CPU_FIELDS = ("vendor_id", "cpu family", "model", "stepping", "flags")
 
 
 def openmp() -> str | None:
     """Why kernels cannot share torch's threads here, or None: generated code calls OpenMP as GCC does."""
-    if hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+    if not hasattr(ctypes.CDLL(None), _OPENMP[0]):
+        for library in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+            break
+        else:
+            return "torch comes with no OpenMP library of GCC's interface (libgomp), whose threads kernels share"
+    homes = sorted({str(_home(symbol)) for symbol in _OPENMP})
+    if len(homes) > 1:
+        return f"functions of OpenMP come from several libraries, which know nothing of each other: {', '.join(homes)}"
+    return None
+
+
+class _Found(ctypes.Structure):
+    """What `dladdr` tells: the file is the first of four pointers."""
+
+    _fields_: ClassVar = [("file", ctypes.c_char_p), *((f"other{number}", ctypes.c_void_p) for number in range(3))]
+
+
+def _home(symbol: str) -> str | None:
+    """The file of the library that a function is from; None where there is none of this name."""
+    process, found = ctypes.CDLL(None), _Found()
+    if not hasattr(process, symbol) or not process.dladdr(getattr(process, symbol), ctypes.byref(found)):
         return None
-    for library in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
-        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        return None
-    return "torch comes with no OpenMP library of GCC's interface (libgomp), whose threads kernels share"
+    return os.fsdecode(found.file)
 
 
 def address(symbol: str) -> int:

@@ -25,7 +25,9 @@ _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32)
 _PARALLEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 _PAGE = 4096
 LINE = 64  # bytes of a line of the cache
-PARTS = 12  # of the tasks of a kernel, at most: their counters lie in the line of its team
+# A team lies in a line: a table of pointers, the number of parts of a kernel's tasks, and a counter for each part.
+_TEAM, _COUNTERS = "<qi", 16
+PARTS = (LINE - _COUNTERS) // 4
 _SECTION = "<IIQQQQIIQQ"
 _SYMTAB, _RELA, _NOBITS = 2, 4, 8  # kinds of sections
 _WRITE, _ALLOC, _TLS = 1, 2, 1024  # flags of sections
@@ -81,7 +83,7 @@ class MachineCode:
         def run(pointers: int) -> None:
             threads = torch.get_num_threads()
             team = (ctypes.c_uint8 * LINE)()
-            struct.pack_into("<qi", team, 0, pointers, min(threads, PARTS))
+            struct.pack_into(_TEAM, team, 0, pointers, min(threads, PARTS))
             parallel(kernel, ctypes.addressof(team), threads, 0)
 
         return run

@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import statistics
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,8 +43,11 @@ class Frame:
 
     Attributes
     ----------
+    told : of the call.
     pointed : by sequence of kernels, what the pointers to weights were taken from.
     """
+
+    told: Told
 
     def __init__(self, width: int, size: int, offsets: Mapping[int, int]) -> None:
         self.arena = torch.empty(size + ALIGN, dtype=torch.uint8)
@@ -56,22 +60,38 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Epoch:
+    """What was made of weights as long as their contents are the same: see `KeepsWeights`."""
+
+    number: object = None
+    packed: dict[Panels, Packed] = field(default_factory=dict)
+
+
+class Told(NamedTuple):
+    """What a call was told of weights: see `KeepsWeights`."""
+
+    epoch: Epoch
+    places: object = None
+
+
 class Pointed:
-    """What pointers of a table were taken from: as long as nothing of it changes, they hold.
+    """What the pointers of a table to weights were taken from: as long as nothing of it changes, they hold.
 
     Attributes
     ----------
-    state : epoch and places of the weights (`KeepsWeights`).
-    made : those that were computed from weights.
     held : what only the table knows.
     """
 
-    state: object
-    made: tuple[weakref.ref[torch.Tensor], ...]
-    held: list[torch.Tensor]
+    def __init__(self, places: object, computed: Sequence[torch.Tensor], held: list[torch.Tensor]) -> None:
+        self._places, self.held = places, held
+        self._computed = [(weakref.ref(tensor), tensor.data_ptr()) for tensor in computed]
 
-    def holds(self, state: object, made: Sequence[torch.Tensor]) -> bool:
-        return self.state == state and all(ref() is tensor for ref, tensor in zip(self.made, made, strict=True))
+    def holds(self, places: object, computed: Sequence[torch.Tensor]) -> bool:
+        """Whether weights are where they were (`KeepsWeights`), and what was computed from them."""
+        pairs = zip(self._computed, computed, strict=True)
+        return self._places == places and all(
+            ref() is tensor and tensor.data_ptr() == place for (ref, place), tensor in pairs
+        )
 
 
 class Packed:
@@ -142,9 +162,8 @@ class Code:
         self._machine_code = MachineCode(image)
         self._runs = [self._machine_code.function(f"graphopt_run_{step.sequence}") for step in self.plan.kernels]
         self._frames: list[Frame] = []
-        self._packed: dict[Panels, Packed] = {}
-        self._epoch: object = None
-        self._state: object = None  # epoch and places of the weights; None where it is not known
+        self._epoch = Epoch()
+        self._here = threading.local()  # its `told`: the number of an epoch and places, for the thread's next call
         self._reads = [_reads(step) for step in self.plan.kernels]
 
     def _key(self, stage: str | None) -> str | None:
@@ -184,10 +203,13 @@ class Code:
             frame = self._frames.pop()
         except IndexError:
             frame = self._frame()
-        threads = torch.get_num_threads()
+        frame.told, threads = self._heard(), torch.get_num_threads()
         try:
             return self._run(frame, values, lambda step, _: self._runs[step.sequence](frame.address, threads))
         finally:
+            if frame.told.epoch is not self._epoch:
+                frame.pointed = {}  # or it would keep what was made of old weights
+            del frame.told
             self._frames.append(frame)
 
     def timed(self, values: Sequence[Any], rounds: int) -> list[tuple[Launch, float]]:
@@ -218,6 +240,7 @@ class Code:
             the launches around it read from memory; weights are not copied.
         """
         frame = self._frame()
+        frame.told = Told(self._epoch)
 
         def each(step: Kernels, known: Mapping[fx.Node, Any]) -> None:
             for launch, start in zip(step.launches, step.starts, strict=True):
@@ -238,11 +261,20 @@ class Code:
 
     def weights_are(self, epoch: object, places: object = None) -> None:
         """See `KeepsWeights`."""
-        if epoch != self._epoch:
-            self._packed, self._epoch = {}, epoch
-            for frame in list(self._frames):  # those in use hold what they need until they are used again
+        if epoch != self._epoch.number:
+            self._epoch = Epoch(epoch)
+            for frame in list(self._frames):  # those in use let go of it when they come back
                 frame.pointed = {}
-        self._state = None if epoch is None or places is None else (epoch, places)
+        self._here.told = epoch, places
+
+    def _heard(self) -> Told:
+        """What the calling thread was told, for one call: whoever calls without being told may have moved weights."""
+        told, self._here.told, latest = getattr(self._here, "told", None), None, self._epoch
+        if told is None:
+            return Told(latest)
+        number, places = told
+        epoch = latest if number == latest.number else Epoch(number)  # another thread was told of other weights
+        return Told(epoch, None if number is None or places is None else told)
 
     def packs(self) -> frozenset[int]:
         """See `PacksWeights`."""
@@ -288,14 +320,14 @@ class Code:
         """Point the table at tensors; those that only the table knows are given back, to be held while it is used."""
         for node in step.fresh:
             known[node] = torch.empty_strided(val(node).shape, self.plan.strides[node], dtype=val(node).dtype)
-        reads, state = self._reads[step.sequence], self._state  # once: another thread may bring a new one
-        made, pointed = [known[node] for node in reads.made], frame.pointed.get(step.sequence)
+        reads, places = self._reads[step.sequence], frame.told.places
         held = self._point(frame, reads.passing, known)
-        if state is None:
-            return held, self._point(frame, reads.steady, known)
-        if pointed is None or not pointed.holds(state, made):
-            steady = self._point(frame, reads.steady, known)
-            pointed = frame.pointed[step.sequence] = Pointed(state, tuple(map(weakref.ref, made)), steady)
+        computed, pointed = [known[node] for node in reads.computed], frame.pointed.get(step.sequence)
+        if pointed is None or places is None or not pointed.holds(places, computed):
+            frame.pointed.pop(step.sequence, None)  # should this be interrupted, nothing vouches for the table
+            pointed = Pointed(places, computed, self._point(frame, reads.steady, known))
+            if places is not None:
+                frame.pointed[step.sequence] = pointed
         return held, pointed.held
 
     def _point(
@@ -312,7 +344,7 @@ class Code:
                     tensor = torch.empty_strided(tensor.shape, strides[place], dtype=tensor.dtype).copy_(tensor)
                     held.append(tensor)
             elif isinstance(place, Panels):
-                tensor = self._panels(place, known[place.weight])
+                tensor = self._panels(frame.told.epoch, place, known[place.weight])
                 held.append(tensor)
             else:  # scratch has its place in the arena
                 continue
@@ -321,13 +353,13 @@ class Code:
                 frame.table[slot] = pointer
         return held
 
-    def _panels(self, panels: Panels, weight: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def _panels(epoch: Epoch, panels: Panels, weight: torch.Tensor) -> torch.Tensor:
         """The packed weight; packed again when it is another tensor, lies elsewhere, or was written to."""
-        known = self._packed  # once: another thread may bring a new epoch
-        found = known.get(panels)
-        watched = self._epoch is not None and not panels.weight.meta.get("given", True)
+        found = epoch.packed.get(panels)
+        watched = epoch.number is not None and not panels.weight.meta.get("given", True)
         if found is None or not found.holds(weight, watched):
-            found = known[panels] = Packed(weight, panels)
+            found = epoch.packed[panels] = Packed(weight, panels)
         return found.made
 
 
@@ -338,17 +370,17 @@ class _Reads:
     Attributes
     ----------
     steady : weights, and what was computed from them and from conditions alone.
-    made : of these, the nodes that were computed.
+    computed : of these, the nodes that were computed.
     passing : all else that lies in tensors.
     """
 
     steady: Mapping[Place, Sequence[int]]
-    made: Sequence[fx.Node]
+    computed: Sequence[fx.Node]
     passing: Mapping[Place, Sequence[int]]
 
 
 def _reads(step: Kernels) -> _Reads:
-    steady, passing, made = dict[Place, Sequence[int]](), dict[Place, Sequence[int]](), dict[fx.Node, None]()
+    steady, passing, computed = dict[Place, Sequence[int]](), dict[Place, Sequence[int]](), dict[fx.Node, None]()
     for place, slots in step.slots.items():
         node = place.weight if isinstance(place, Panels) else place
         if not isinstance(node, fx.Node):
@@ -358,8 +390,8 @@ def _reads(step: Kernels) -> _Reads:
             continue
         steady[place] = slots
         if "placement" in node.meta:
-            made[node] = None
-    return _Reads(steady, list(made), passing)
+            computed[node] = None
+    return _Reads(steady, list(computed), passing)
 
 
 def _state(weight: torch.Tensor) -> tuple[int, int | None]:

@@ -30,8 +30,8 @@ NAME = artifacts.TUNED
 _PATIENCE = 10  # seconds to wait for another process that writes
 # What decides how fast a schedule is.
 _SOURCES = (
-    "attention", "contraction", "conv", "dot", "emit", "gemm", "isa", "operators", "plan", "reading", "schedule",
-    "stage", "tile", "tiling", "vectormath", "winograd",
+    "attention", "build", "contraction", "conv", "dot", "emit", "gemm", "image", "isa", "operators", "plan", "reading",
+    "schedule", "stage", "tile", "tiling", "vectormath", "winograd",
 )  # fmt: skip
 _TABLES = """
 CREATE TABLE IF NOT EXISTS kernels (
