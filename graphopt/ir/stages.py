@@ -10,6 +10,7 @@ of the placements of its arguments. `split` then cuts the graph by placement.
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -118,24 +119,25 @@ def settle(program: Program) -> None:
 def check_placements(program: Program) -> None:
     """Raise VerificationError where a node is placed earlier than a value it reads can be known."""
     known = stages(program)
-
-    def available(node: fx.Node) -> Stage:
-        return placement(node) if node.op == "call_function" else known[node]
-
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
         placed = placement(node)
-        late = [source for source in node.all_input_nodes if not available(source) <= placed]
+        late = [source for source in node.all_input_nodes if not _available(known, source) <= placed]
         if not known[node] <= placed or (late and placed != STEP):
             depends = f"depends on '{stage_name(known[node])}'"
             if known[node] <= placed:
-                depends = f"reads '{late[0].name}' of '{stage_name(available(late[0]))}'"
+                depends = f"reads '{late[0].name}' of '{stage_name(_available(known, late[0]))}'"
             raise VerificationError(
                 f"node is placed in stage '{stage_name(placed)}' but {depends}",
                 where=f"{node.name} ({node.meta.get('source', 'unknown source')})",
                 hint="a placement must contain the stage of the node and the placements of what it reads",
             )
+
+
+def _available(known: Mapping[fx.Node, Stage], node: fx.Node) -> Stage:
+    """The stage from which on the value of a node is there to be read."""
+    return placement(node) if node.op == "call_function" else known[node]
 
 
 def split(program: Program) -> list[Part]:

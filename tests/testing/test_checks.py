@@ -158,7 +158,7 @@ def test_stale_stages_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     program = sketch("y = ops.aten.cos.default(x)\nz = ops.aten.sin.default(y)\nreturn (z,)", x="f32[3]").program
     check_sequence([FoldConstants()], program, seed=1)
     monkeypatch.setattr(effects, "_SHAPE_READERS", effects._SHAPE_READERS | {aten.cos.default})
-    monkeypatch.setattr("graphopt.ir.stages._available", lambda program, node: frozenset())
+    monkeypatch.setattr("graphopt.ir.stages._available", lambda known, node: frozenset())
     y, z = program.calls()
     y.meta["placement"] = z.meta["placement"] = frozenset()
     with pytest.raises(VerificationError, match="kept stages are stale when state"):
