@@ -157,7 +157,7 @@ class Examples(Sequence[Any]):
     def outlines(self) -> list[Any]:
         """They without memory: see `outline`."""
         with _plainly():
-            return [_like(value, "meta") if isinstance(value, torch.Tensor) else value for value in self._values]
+            return list(map(_outlined, self._values))
 
     def __len__(self) -> int:
         return len(self._values)
@@ -179,7 +179,11 @@ class Examples(Sequence[Any]):
 def outline(value: Any) -> Any:
     """A tensor on the device ``meta``, of the shape, dtype and strides of one; other values as they are."""
     with _plainly():
-        return _like(value, "meta") if isinstance(value, torch.Tensor) else value
+        return _outlined(value)
+
+
+def _outlined(value: Any) -> Any:
+    return _like(value, "meta") if isinstance(value, torch.Tensor) else value
 
 
 @contextlib.contextmanager

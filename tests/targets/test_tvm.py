@@ -800,17 +800,17 @@ def test_watched_weights_that_merely_lie_elsewhere_stay_packed() -> None:
     made = Built(Tvm(), program, given)
     (code,) = codes(made)
     for epoch, same in ((b"1", True), (b"2", False)):
-        before = list(code._epoch.packed.values())
+        before = list(code._packings.made.values())
         for tensor in given:
             tensor.data = tensor.clone() if same else torch.randn_like(tensor)
         code.weights_are(epoch)
         assert check(made, program, given) is None
-        again = list(code._epoch.packed.values())
+        again = list(code._packings.made.values())
         assert not before or (before == again) is same
         for tensor in given:
             tensor.data = tensor.clone()
         assert check(made, program, given) is None
-        assert list(code._epoch.packed.values()) == again
+        assert list(code._packings.made.values()) == again
 
 
 def test_packed_weights_are_kept() -> None:
@@ -820,7 +820,7 @@ def test_packed_weights_are_kept() -> None:
     kept: list[Any] = []
     for _ in range(2):
         made([x, w])
-        kept += code._epoch.packed.values()
+        kept += code._packings.made.values()
     assert len(kept) == 2
     assert kept[0] is kept[1]
 

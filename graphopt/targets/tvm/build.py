@@ -255,16 +255,16 @@ def _entries(number: int, text: str) -> dict[str, Any]:
     """
     table, teams, threads = tirx.Var("table", "handle"), tirx.Var("teams", "handle"), tirx.Var("threads", "int32")
 
-    def calling(name: str, inlined: str, *arguments: Any) -> Any:
+    def calling(name: str, inlined: str, *arguments: Any, text: str = "") -> Any:
         call = tirx.Evaluate(tirx.call_extern("int32", inlined, *arguments))
         body = tirx.SeqStmt([call, tirx.Return(tirx.const(0, "int32"))])
-        if text and name == run:
+        if text:
             body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(text), body)
         return c_function(name, arguments, body)
 
     run, together = f"graphopt_run_{number}", f"graphopt_together_{number}"
     return {
-        run: calling(run, f"graphopt_start_{number}", table, threads),
+        run: calling(run, f"graphopt_start_{number}", table, threads, text=text),
         together: calling(together, f"graphopt_share_{number}", teams),
     }
 

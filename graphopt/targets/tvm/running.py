@@ -60,17 +60,17 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What was made of weights as long as their contents are the same: see `KeepsWeights`."""
+class Packings:
+    """Weights in panels, of one epoch of their contents: see `KeepsWeights`."""
 
-    number: object = None
-    packed: dict[Panels, Packed] = field(default_factory=dict)
+    epoch: object = None
+    made: dict[Panels, Packed] = field(default_factory=dict)
 
 
 class Told(NamedTuple):
     """What a call was told of weights: see `KeepsWeights`."""
 
-    epoch: Epoch
+    packings: Packings
     places: object = None
 
 
@@ -162,8 +162,8 @@ class Code:
         self._machine_code = MachineCode(image)
         self._runs = [self._machine_code.function(f"graphopt_run_{step.sequence}") for step in self.plan.kernels]
         self._frames: list[Frame] = []
-        self._epoch = Epoch()
-        self._here = threading.local()  # its `told`: the number of an epoch and places, for the thread's next call
+        self._packings = Packings()
+        self._here = threading.local()  # its `told`: an epoch and places, for the thread's next call
         self._reads = [_reads(step) for step in self.plan.kernels]
 
     def _key(self, stage: str | None) -> str | None:
@@ -207,7 +207,7 @@ class Code:
         try:
             return self._run(frame, values, lambda step, _: self._runs[step.sequence](frame.address, threads))
         finally:
-            if frame.told.epoch is not self._epoch:
+            if frame.told.packings is not self._packings:
                 frame.pointed = {}  # or it would keep what was made of old weights
             del frame.told
             self._frames.append(frame)
@@ -240,7 +240,7 @@ class Code:
             the launches around it read from memory; weights are not copied.
         """
         frame = self._frame()
-        frame.told = Told(self._epoch)
+        frame.told = Told(self._packings)
 
         def each(step: Kernels, known: Mapping[fx.Node, Any]) -> None:
             for launch, start in zip(step.launches, step.starts, strict=True):
@@ -261,20 +261,20 @@ class Code:
 
     def weights_are(self, epoch: object, places: object = None) -> None:
         """See `KeepsWeights`."""
-        if epoch != self._epoch.number:
-            self._epoch = Epoch(epoch)
+        if epoch != self._packings.epoch:
+            self._packings = Packings(epoch)
             for frame in list(self._frames):  # those in use let go of it when they come back
                 frame.pointed = {}
         self._here.told = epoch, places
 
     def _heard(self) -> Told:
         """What the calling thread was told, for one call: whoever calls without being told may have moved weights."""
-        told, self._here.told, latest = getattr(self._here, "told", None), None, self._epoch
+        told, self._here.told, latest = getattr(self._here, "told", None), None, self._packings
         if told is None:
             return Told(latest)
-        number, places = told
-        epoch = latest if number == latest.number else Epoch(number)  # another thread was told of other weights
-        return Told(epoch, None if number is None or places is None else told)
+        epoch, places = told
+        packings = latest if epoch == latest.epoch else Packings(epoch)  # another thread was told of other weights
+        return Told(packings, None if epoch is None or places is None else told)
 
     def packs(self) -> frozenset[int]:
         """See `PacksWeights`."""
@@ -344,7 +344,7 @@ class Code:
                     tensor = torch.empty_strided(tensor.shape, strides[place], dtype=tensor.dtype).copy_(tensor)
                     held.append(tensor)
             elif isinstance(place, Panels):
-                tensor = self._panels(frame.told.epoch, place, known[place.weight])
+                tensor = self._panels(frame.told.packings, place, known[place.weight])
                 held.append(tensor)
             else:  # scratch has its place in the arena
                 continue
@@ -354,12 +354,12 @@ class Code:
         return held
 
     @staticmethod
-    def _panels(epoch: Epoch, panels: Panels, weight: torch.Tensor) -> torch.Tensor:
+    def _panels(packings: Packings, panels: Panels, weight: torch.Tensor) -> torch.Tensor:
         """The packed weight; packed again when it is another tensor, lies elsewhere, or was written to."""
-        found = epoch.packed.get(panels)
-        watched = epoch.number is not None and not panels.weight.meta.get("given", True)
+        found = packings.made.get(panels)
+        watched = packings.epoch is not None and not panels.weight.meta.get("given", True)
         if found is None or not found.holds(weight, watched):
-            found = epoch.packed[panels] = Packed(weight, panels)
+            found = packings.made[panels] = Packed(weight, panels)
         return found.made
 
 
