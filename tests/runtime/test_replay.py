@@ -6,9 +6,9 @@ The truth is the same function in float64, with noise drawn in float32 (`Double`
 from __future__ import annotations
 
 import copy
-import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import diffusers
@@ -425,11 +425,8 @@ def test_threads() -> None:
             if not torch.equal(fast(x), function(x)):
                 wrong.append(seed)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))  # raises what a thread raised
     assert not wrong and only(fast).runs >= 70
 
 
