@@ -24,7 +24,7 @@ from graphopt.capture.fingerprint import Executed, fingerprint
 from graphopt.capture.guards import call_state
 from graphopt.debug.statistics import PassRecord
 from graphopt.errors import GraphoptError
-from graphopt.ir import stored
+from graphopt.ir import products, stored
 from graphopt.ir.program import Kept, Program, Role
 from graphopt.ir.relations import Boundary, Relation, Taken
 from graphopt.ir.rewrite import Pass, spell
@@ -103,8 +103,7 @@ def _digest(content: bytes) -> str:
 
 def _cpu() -> tuple[Any, ...]:
     """What passes ask of the CPU."""
-    cpu: Any = torch.cpu
-    asked = cpu._is_avx512_bf16_supported(), cpu._is_amx_tile_supported(), cpu._is_amx_fp16_supported()
+    asked = products.supported(), products.in_torch(), products.of_float16_in_torch()
     return torch.backends.cpu.get_cpu_capability(), torch.ops.mkldnn._is_mkldnn_bf16_supported(), *asked
 
 

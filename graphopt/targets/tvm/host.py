@@ -81,13 +81,25 @@ def _libraries(package: str, name: str) -> Path:
 @cache
 def cpu() -> str | None:
     """What tells a kind of CPU from others; None where the system does not say."""
+    known = _processor()
+    return "\n".join(known[name] for name in _CPU_FIELDS) if known.keys() >= {*_CPU_FIELDS} else None
+
+
+@cache
+def instructions() -> frozenset[str] | None:
+    """Those that the system offers to programs, by Linux's names; None where it does not say."""
+    flags = _processor().get("flags")
+    return None if flags is None else frozenset(flags.split())
+
+
+def _processor() -> dict[str, str]:
+    """What the system says of the first processor."""
     try:
         first = CPUINFO.read_text().split("\n\n")[0]
     except OSError:
-        return None
+        return {}
     fields = [line.partition(":") for line in first.splitlines()]
-    known = {name.strip(): value.strip() for name, _, value in fields}
-    return "\n".join(known[name] for name in _CPU_FIELDS) if known.keys() >= {*_CPU_FIELDS} else None
+    return {name.strip(): value.strip() for name, _, value in fields}
 
 
 @cache

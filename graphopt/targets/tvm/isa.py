@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from . import host
+
+# Instructions that code for a CPU of some name may use, by LLVM's names, and Linux's names where they are not alike.
+_USED = re.compile(r"avx|amx|sse|ssse|fma|xop|f16c|bmi|lzcnt|popcnt|movbe|gfni|vaes|vpclmulqdq|pclmul")
+_LINUX = {"bmi": "bmi1", "sse3": "pni", "lzcnt": "abm", "pclmul": "pclmulqdq"}
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,7 @@ class Isa:
     registers : vector registers.
     cores : that the process may use: large tasks are cut so that none is left over.
     bf16 : whether it multiplies bfloat16, 16 lanes of two (AVX512-BF16).
+    without : instructions, by LLVM's names, that CPUs of this name have and this one does not offer.
     """
 
     cpu: str
@@ -26,6 +35,7 @@ class Isa:
     registers: int
     cores: int = 1
     bf16: bool = False
+    without: tuple[str, ...] = ()
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -38,9 +48,13 @@ class Isa:
 
     def target(self) -> Any:
         """TVM's description of the CPU."""
-        import tvm
+        return _target(self.cpu, self.without)
 
-        return tvm.target.Target({"kind": "llvm", "mcpu": self.cpu})
+
+def _target(cpu: str, without: tuple[str, ...]) -> Any:
+    import tvm
+
+    return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "mattr": [f"-{feature}" for feature in without]})
 
 
 def cores() -> int:
@@ -50,24 +64,38 @@ def cores() -> int:
 
 @cache
 def detect() -> Isa:
-    """The CPU at hand."""
+    """The CPU at hand.
+
+    LLVM knows it by its model. A virtual machine may keep some of the model's instructions from the system, which then
+    does not list them, and a program that uses them may be stopped: code is generated without.
+    """
     from tvm.target import codegen
 
-    cpu = str(codegen.llvm_get_system_cpu())
-    return of(cpu)
+    return of(str(codegen.llvm_get_system_cpu()), host.instructions())
 
 
-def of(cpu: str) -> Isa:
-    """A CPU by LLVM's name; one that LLVM does not know has what every x86-64 has."""
-    import tvm
+def of(cpu: str, offered: Set[str] | None = None) -> Isa:
+    """A CPU by LLVM's name; one that LLVM does not know has what every x86-64 has.
 
-    target, here = tvm.target.Target({"kind": "llvm", "mcpu": cpu}), cores()
+    Parameters
+    ----------
+    offered : instructions by Linux's names, of which it uses no others; None for all that CPUs of this name have.
+    """
+    from tvm.target import codegen
 
-    def has(feature: str) -> bool:
-        return bool(tvm.target.codegen.target_has_features(feature, target))
+    here, without = cores(), tuple[str, ...]()
+    if offered is not None:
+        known = {name.replace("_", "") for name in offered}
+        has = codegen.llvm_get_cpu_features(_target(cpu, ()))
+        without = tuple(sorted(name for name in has if _USED.match(name) and _plain(name) not in known))
+    features = codegen.llvm_get_cpu_features(_target(cpu, without))
+    if {"avx512f", "avx512vl"} <= features:
+        return Isa(cpu, 16, 32, here, "avx512bf16" in features, without)
+    if {"avx2", "fma"} <= features:
+        return Isa(cpu, 8, 16, here, False, without)
+    return Isa(cpu, 4, 16, here, False, without)
 
-    if has("avx512f") and has("avx512vl"):
-        return Isa(cpu, 16, 32, here, has("avx512bf16"))
-    if has("avx2") and has("fma"):
-        return Isa(cpu, 8, 16, here)
-    return Isa(cpu, 4, 16, here)
+
+def _plain(feature: str) -> str:
+    """LLVM's name of an instruction as Linux writes it, but for underscores."""
+    return _LINUX.get(feature, re.sub(r"[-.]", "", feature))

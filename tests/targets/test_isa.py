@@ -1,0 +1,80 @@
+"""Which instructions code is generated with: those of the CPU's name that the system offers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("tvm")
+
+from graphopt.ir.stages import split
+from graphopt.targets.tvm import host, isa
+from graphopt.targets.tvm.generate import Generated
+from graphopt.testing import trace
+
+AVX2 = """
+pni ssse3 sse4_1 sse4_2 abm popcnt movbe pclmulqdq avx f16c fma bmi1 bmi2 avx2 sse sse2
+"""
+AVX512 = f"""
+{AVX2} gfni vaes vpclmulqdq avx512f avx512dq avx512ifma avx512cd avx512bw avx512vl avx512vbmi avx512_vbmi2
+avx512_vnni avx512_bitalg avx512_vpopcntdq avx_vnni avx512_bf16 avx512_fp16 amx_bf16 amx_tile amx_int8
+"""
+
+
+def test_all_that_a_cpu_has_is_offered() -> None:
+    assert isa.of("sapphirerapids", set(AVX512.split())) == isa.of("sapphirerapids")
+    assert isa.of("sapphirerapids").bf16 and not isa.of("sapphirerapids").without
+
+
+@pytest.mark.parametrize(
+    ("hidden", "lanes", "registers"),
+    [("avx512_bf16", 16, 32), ("avx512vl", 8, 16), ("avx512f", 8, 16), ("fma", 4, 16), ("avx2", 4, 16)],
+)
+def test_what_is_hidden_is_not_used(hidden: str, lanes: int, registers: int) -> None:
+    found = isa.of("sapphirerapids", {*AVX512.split()} - {hidden})
+    assert (found.lanes, found.registers, found.bf16) == (lanes, registers, False)
+    assert hidden.replace("_", "") in found.without
+
+
+def test_a_cpu_that_hides_its_widest_vectors_gets_code_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(
+        f"processor : 0\nflags : {' '.join(AVX2.split())}\n\nprocessor : 1\nflags : none\n"
+    )
+    monkeypatch.setattr(host, "CPUINFO", tmp_path / "cpuinfo")
+    host.instructions.cache_clear()
+    try:
+        found = isa.of("sapphirerapids", host.instructions())
+    finally:
+        host.instructions.cache_clear()
+    given = torch.randn(24, 24), torch.randn(32, 24)
+    (part,) = split(trace(lambda x, w: F.gelu(F.linear(x, w)), *given).program)
+    widest = {cpu: set(re.findall(r"[xyz]mm", assembly(cpu, part.graph, given))) for cpu in (found, WHOLE)}
+    assert widest == {found: {"xmm", "ymm"}, WHOLE: {"xmm", "zmm", *widest[WHOLE]}}
+
+
+WHOLE = isa.of("sapphirerapids")
+
+
+def assembly(cpu: isa.Isa, graph: torch.fx.Graph, given: tuple[torch.Tensor, ...]) -> str:
+    return Generated(cpu, graph, given).source("asm")
+
+
+def test_a_system_that_does_not_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(host, "CPUINFO", tmp_path / "cpuinfo")
+    host.instructions.cache_clear()
+    assert host.instructions() is None
+    host.instructions.cache_clear()
+    assert isa.of("znver3", None).lanes == 8
+
+
+def test_the_cpu_at_hand_has_what_code_is_generated_with() -> None:
+    offered = host.instructions()
+    if offered is None:
+        pytest.skip("this system does not say what it offers")
+    assert isa.detect().bf16 <= ("avx512_bf16" in offered)
+    assert (isa.detect().lanes == 16) <= ("avx512f" in offered)
+    assert (isa.detect().lanes >= 8) <= ("avx2" in offered)
