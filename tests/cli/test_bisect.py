@@ -121,7 +121,9 @@ def test_filmstrip(tmp_path: Path, run: Run, golden: Golden) -> None:
     given = ("filmstrip", *TINY, "--pass-pipeline", "remove_dead,simplify_identities,merge_linears", "-o", str(file))
     result = run(*given)
     assert result.exit_code == 0, result.output
-    golden(settled(result.stdout, tmp_path), suffix=".txt")
+    # Whether merged layers give the same to the last bit is the CPU's business; and columns are as wide as that.
+    text = re.sub(r"(merge_linears +1) .*", r"\1 as it comes", settled(result.stdout, tmp_path))
+    golden(re.sub(r"──+", "──", re.sub(r"(?<=\S)  +", "  ", text)), suffix=".txt")
     width, height = Image.open(file).size
     assert width > 4 * 128 and height > 2 * 128
     data = parsed(run(*given, "--json"))

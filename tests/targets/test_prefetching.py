@@ -80,7 +80,7 @@ def test_panels(rows: int, terms: int, columns: int, asked: Callable[..., torch.
 
 @pytest.mark.parametrize(("channels", "outputs", "edge", "pixels"), [(32, 96, 3, 4), (48, 192, 1, 16), (7, 60, 5, 8)])
 def test_filters(channels: int, outputs: int, edge: int, pixels: int, asked: Callable[..., torch.Tensor]) -> None:
-    """All lines, but those of the first tile of output channels."""
+    """All lines, but those of the first tile of output channels, and one at the end that is not full."""
 
     def function(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         return F.conv2d(x, w, None, 2, edge // 2)
@@ -88,7 +88,8 @@ def test_filters(channels: int, outputs: int, edge: int, pixels: int, asked: Cal
     x, w = torch.randn(2, channels, 2 * pixels, 2 * pixels), torch.randn(outputs, channels, edge, edge)
     lines = asked(function, x, w)
     first = -(-CPU.tile[0] * channels * edge * edge // LINE)
-    assert lines[first:].all()
+    whole = outputs * channels * edge * edge // LINE
+    assert lines[first:whole].all()
 
 
 def test_taps(asked: Callable[..., torch.Tensor]) -> None:

@@ -21,6 +21,7 @@ from benchmarks.fuzz_targets import Built, check
 from graphopt.errors import TargetError
 from graphopt.ir.program import Program
 from graphopt.ir.stages import split
+from graphopt.ir.verify import evaluate
 from graphopt.targets import TARGETS
 from graphopt.targets.tvm.operators import LOOKUPS, POINTWISE, POSITIONS, SAMPLED, VIEWS
 from graphopt.targets.tvm.running import Code
@@ -164,9 +165,13 @@ def test_pointwise_operations(target: Any) -> None:
     assert check(made, program, special) is None
     with torch.no_grad():
         eager = torch.fx.Interpreter(program.root, graph=program.graph).run(*special)
-    for old, new in zip(eager, made(special), strict=True):
-        assert torch.equal(old.isnan(), new.isnan())
+    # With AVX-512 torch's own gelu of infinity is not a number: what is not is told from float64 there.
+    exact = evaluate(program, special, double=True)
+    for old, true, new in zip(eager, exact, made(special), strict=True):
+        odd = old.isnan() & ~true.isnan()
+        assert torch.equal(torch.where(odd, true.isnan(), old.isnan()), new.isnan())
         assert torch.equal(old[old.isinf()], new[old.isinf()])
+        assert torch.equal(true[odd & true.isinf()].float(), new[odd & true.isinf()])
 
 
 def test_broadcasting() -> None:

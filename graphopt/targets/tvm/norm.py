@@ -72,16 +72,27 @@ class Row:
 
     def reduce(self, how: str, start: float, value: Callable[[Expr, Lanes | None], Expr]) -> Expr:
         """The sum or the largest of values over the row, in as many running ones as some vectors have lanes."""
-        emitter = self.emitter
-        vectors = [emitter.register(emitter.spread(start, self.lanes)) for _ in range(_RUNNING)]
-        number = emitter.register(emitter.number(start))
+        (found,) = self.reduce_each(how, start, 1, lambda place, at: [value(place, at)])
+        return found
+
+    def reduce_each(
+        self, how: str, start: float, count: int, values: Callable[[Expr, Lanes | None], Sequence[Expr]]
+    ) -> list[Expr]:
+        """The same of several values at once, so many."""
+        emitter, both = self.emitter, self._both(how)
+        wide = [[emitter.register(emitter.spread(start, self.lanes)) for _ in range(_RUNNING)] for _ in range(count)]
+        alone = [emitter.register(emitter.number(start)) for _ in range(count)]
 
         def visit(place: Expr, at: Lanes | None, turn: int) -> None:
-            running = vectors[turn] if at else number
-            emitter.put(running, self._both(how)(emitter.get(running), value(place, at)))
+            for vectors, number, value in zip(wide, alone, values(place, at), strict=True):
+                running = vectors[turn] if at else number
+                emitter.put(running, both(emitter.get(running), value))
 
         self.each(visit, _RUNNING)
-        return self.total(how, functools.reduce(self._both(how), map(emitter.get, vectors)), emitter.get(number))
+        return [
+            self.total(how, functools.reduce(both, map(emitter.get, vectors)), emitter.get(number))
+            for vectors, number in zip(wide, alone, strict=True)
+        ]
 
     def total(self, how: str, vector: Expr, number: Expr) -> Expr:
         """Of the lanes of a vector and a number."""
@@ -179,21 +190,28 @@ class Rows:
 
 
 def layer_norm(rows: Rows, eps: float) -> Kernel:
-    """``(x - mean) / sqrt(variance + eps)``; the variance from differences to the mean, as torch has it."""
+    """``(x - mean) / sqrt(variance + eps)``; the variance from differences to the mean, as torch has it.
+
+    The mean is that of the row plus that of these differences: where a row is nearly constant, what is left of it would
+    else be the rounding of the first mean.
+    """
 
     def rule(row: Row, write: Write) -> None:
-        emitter = row.emitter
-        mean = emitter.let(row.reduce("sum", 0.0, row.read) * row.number(1 / rows.size))
+        emitter, part = row.emitter, row.number(1 / rows.size)
+        rounded = emitter.let(row.reduce("sum", 0.0, row.read) * part)
 
-        def off(place: Expr, lanes: Lanes | None) -> Expr:
+        def off(mean: Expr, place: Expr, lanes: Lanes | None) -> Expr:
             return emitter.let(row.get(place, lanes) - emitter.spread(mean, lanes.count if lanes else 1))
 
-        def square(place: Expr, lanes: Lanes | None) -> Expr:
-            value = off(place, lanes)
-            return value * value
+        def both(place: Expr, lanes: Lanes | None) -> Sequence[Expr]:
+            value = off(rounded, place, lanes)
+            return value, value * value
 
-        variance = row.reduce("sum", 0.0, square) * row.number(1 / rows.size)
-        row.scaled(off, emitter.call("rsqrt", variance + row.number(eps)), write)
+        sums, squares = row.reduce_each("sum", 0.0, 2, both)
+        rest = emitter.let(sums * part)
+        mean = emitter.let(rounded + rest)
+        variance = emitter.call("maximum", squares * part - rest * rest, row.number(0.0))
+        row.scaled(functools.partial(off, mean), emitter.call("rsqrt", variance + row.number(eps)), write)
 
     return rows.kernel(rule)
 
