@@ -159,13 +159,14 @@ def failure(program: Program, target: Target, seed: int, tally: Tally) -> str | 
 
 
 def _numbers(program: Program, seed: int, more: int = 0) -> list[Any]:
-    """Inputs for a seed; finite ones for transposed convolutions.
+    """Inputs for a seed; finite ones for transposed convolutions and attention.
 
     A target's may multiply the zeros around an input, as torch's other convolutions do; torch's transposed ones do not,
-    which shows where a weight is not finite.
+    which shows where a weight is not finite. And with AVX-512 torch's attention is 0 for a query whose scores are all
+    not a number.
     """
-    found = numbers(program, seed, more)
-    if any(program.calls(torch.ops.aten.conv_transpose2d.input)):
+    found, aten = numbers(program, seed, more), torch.ops.aten
+    if any(program.calls(aten.conv_transpose2d.input, aten.scaled_dot_product_attention.default)):
         found = [value.nan_to_num_(1.0, 2.0, -2.0) if isinstance(value, torch.Tensor) else value for value in found]
     return found
 
