@@ -12,7 +12,7 @@ import torch.nn.functional as F
 pytest.importorskip("tvm")
 
 from graphopt.ir.stages import split
-from graphopt.targets.tvm import host, isa
+from graphopt.targets.tvm import host, isa, winograd
 from graphopt.targets.tvm.generate import Generated
 from graphopt.testing import trace
 
@@ -78,3 +78,37 @@ def test_the_cpu_at_hand_has_what_code_is_generated_with() -> None:
     assert isa.detect().bf16 <= ("avx512_bf16" in offered)
     assert (isa.detect().lanes == 16) <= ("avx512f" in offered)
     assert (isa.detect().lanes >= 8) <= ("avx2" in offered)
+
+
+# -- caches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entries", "size"),
+    [
+        ({"index0": "1 Data 48K", "index1": "1 Instruction 32K", "index2": "2 Unified 2048K"}, 2 << 20),
+        ({"index1": "2 Instruction 64K", "index2": "2 Data 1M", "index3": "3 Unified 32M"}, 1 << 20),
+        ({"index0": "1 Data 48K", "index3": "3 Unified 32M"}, None),
+        ({"index2": "2 Unified many"}, None),
+        ({"index2": "2 Unified"}, None),
+        ({}, None),
+    ],
+)
+def test_the_second_cache(
+    entries: dict[str, str], size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index, text in entries.items():
+        (tmp_path / index).mkdir()
+        for name, value in zip(("level", "type", "size"), text.split(), strict=False):
+            (tmp_path / index / name).write_text(f"{value}\n")
+    monkeypatch.setattr(host, "CACHES", tmp_path)
+    assert host.second_cache.__wrapped__() == size
+
+
+def test_a_larger_second_cache_has_room_for_larger_tasks() -> None:
+    assert [isa.Isa("any", 16, 32, second=size << 10).room for size in (256, 512, 1280, 2048)] == [1, 1, 2, 4]
+    cuts = [
+        winograd.cut(winograd.Shape(isa.Isa("any", 16, 32, 2, second=size << 10), 2, 256, (32, 32), 256, (1, 1), 4))
+        for size in (512, 2048)
+    ]
+    assert cuts[0].groups < cuts[1].groups

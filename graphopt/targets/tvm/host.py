@@ -13,6 +13,8 @@ from typing import ClassVar
 import torch
 
 CPUINFO = Path("/proc/cpuinfo")
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_UNITS = {"K": 1 << 10, "M": 1 << 20}
 _OPENMP = "GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num"  # that generated code calls
 # Of a processor in CPUINFO: from these LLVM tells its name, and thereby the instructions that it has.
 _CPU_FIELDS = ("vendor_id", "cpu family", "model", "stepping", "flags")
@@ -90,6 +92,20 @@ def instructions() -> frozenset[str] | None:
     """Those that the system offers to programs, by Linux's names; None where it does not say."""
     flags = _processor().get("flags")
     return None if flags is None else frozenset(flags.split())
+
+
+@cache
+def second_cache() -> int | None:
+    """Bytes of a core's own cache behind the first one; None where the system does not say."""
+    for folder in sorted(CACHES.glob("index*")):
+        try:
+            level, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        number, unit = size[:-1], _UNITS.get(size[-1:])
+        if level == "2" and kind != "Instruction" and unit and number.isdecimal():
+            return int(number) * unit
+    return None
 
 
 def _processor() -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""What the CPU offers to generated code: how wide its vectors are, and how many of them it holds in registers."""
+"""What the CPU offers to generated code: its vectors, how many of them it holds in registers, and caches."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Set
@@ -11,6 +12,7 @@ from typing import Any
 
 from . import host
 
+_SECOND = 512 << 10
 # Instructions that code for a CPU of some name may use, by LLVM's names, and Linux's names where they are not alike.
 _USED = re.compile(r"avx|amx|sse|ssse|fma|xop|f16c|bmi|lzcnt|popcnt|movbe|gfni|vaes|vpclmulqdq|pclmul")
 _LINUX = {"bmi": "bmi1", "sse3": "pni", "lzcnt": "abm", "pclmul": "pclmulqdq"}
@@ -27,6 +29,7 @@ class Isa:
     registers : vector registers.
     cores : that the process may use: large tasks are cut so that none is left over.
     bf16 : whether it multiplies bfloat16, 16 lanes of two (AVX512-BF16).
+    second : bytes of a core's second cache.
     without : instructions, by LLVM's names, that CPUs of this name have and this one does not offer.
     """
 
@@ -35,7 +38,13 @@ class Isa:
     registers: int
     cores: int = 1
     bf16: bool = False
+    second: int = _SECOND
     without: tuple[str, ...] = ()
+
+    @property
+    def room(self) -> int:
+        """How many times as much has room in the second cache as in one of 512 KiB."""
+        return max(1, self.second // _SECOND)
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -71,7 +80,8 @@ def detect() -> Isa:
     """
     from tvm.target import codegen
 
-    return of(str(codegen.llvm_get_system_cpu()), host.instructions())
+    found = of(str(codegen.llvm_get_system_cpu()), host.instructions())
+    return dataclasses.replace(found, second=host.second_cache() or _SECOND)
 
 
 def of(cpu: str, offered: Set[str] | None = None) -> Isa:
@@ -90,10 +100,10 @@ def of(cpu: str, offered: Set[str] | None = None) -> Isa:
         without = tuple(sorted(name for name in has if _USED.match(name) and _plain(name) not in known))
     features = codegen.llvm_get_cpu_features(_target(cpu, without))
     if {"avx512f", "avx512vl"} <= features:
-        return Isa(cpu, 16, 32, here, "avx512bf16" in features, without)
+        return Isa(cpu, 16, 32, here, "avx512bf16" in features, without=without)
     if {"avx2", "fma"} <= features:
-        return Isa(cpu, 8, 16, here, False, without)
-    return Isa(cpu, 4, 16, here, False, without)
+        return Isa(cpu, 8, 16, here, without=without)
+    return Isa(cpu, 4, 16, here, without=without)
 
 
 def _plain(feature: str) -> str:

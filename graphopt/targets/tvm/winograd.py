@@ -24,7 +24,7 @@ from .reading import Lanes, vector_of
 from .schedule import Schedule, Space, cycles, space
 from .tile import LINE, TERMS, elements_of, tile
 
-# Numbers of transformed weights and of sums that a task keeps, at most: about as many as the second cache has room for.
+# Numbers of transformed weights and of sums that a task keeps, at most, in a second cache of 512 KiB.
 _WEIGHTS, _SUMS = 56 << 10, 128 << 10
 _LEAST = 128  # channels that are summed up in one go, where there are so many
 # Of a core: cycles for a vector of a transformed weight, for a sum that is added to, and of a task; bytes per cycle
@@ -148,7 +148,7 @@ class Cut:
     @staticmethod
     def of(shape: Shape, groups: int, blocks: int) -> Cut:
         """With as many channels as the second cache has room for, in runs of nearly the same length."""
-        most = max(_LEAST, _WEIGHTS // (groups * shape.points * shape.height))
+        most = max(_LEAST, _WEIGHTS * shape.isa.room // (groups * shape.points * shape.height))
         channels = ceil(shape.channels / ceil(shape.channels / min(most, TERMS)))
         return Cut(groups, blocks, min(shape.channels, ceil(channels / shape.isa.lanes) * shape.isa.lanes))
 
@@ -159,7 +159,8 @@ class Cut:
         """Whether weights and sums stay in the second cache, or there is no smaller task."""
         sums = self.groups * self.blocks * shape.height * shape.points * shape.block
         weights = self.groups * self.channels * shape.height * shape.points
-        return (sums <= _SUMS and weights <= _WEIGHTS) or self.groups == self.blocks == 1
+        room = shape.isa.room
+        return (sums <= _SUMS * room and weights <= _WEIGHTS * room) or self.groups == self.blocks == 1
 
     def cycles(self, shape: Shape) -> float:
         """Until the last of a CPU's cores is done."""
