@@ -7,7 +7,7 @@ its own size, are computed there. Views are resolved where they are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,8 +104,9 @@ def plan(graph: fx.Graph) -> Plan:
             found.steps.append(Group(kind, node, chains.get(node, ())))
         elif _needs_torch(node, kinds):
             found.steps.append(node)
-    found.steps.sort(key=lambda step: order[step.result if isinstance(step, Group) else step])
-    found.memory |= {step.result if isinstance(step, Group) else step for step in found.steps}
+    late = _late(found.steps)
+    found.steps.sort(key=lambda step: (step in late, order[step.result if isinstance(step, Group) else step]))
+    found.memory |= {step.result if isinstance(step, Group) else step for step in found.steps if step not in late}
     return found
 
 
@@ -423,6 +424,20 @@ def _needs_torch(node: fx.Node, kinds: dict[fx.Node, str]) -> bool:
     if view_source(node) is None:
         return True
     return any(_needs_torch(user, kinds) if user in views_of(node) else user not in kinds for user in node.users)
+
+
+def _late(steps: Sequence[Group | fx.Node]) -> set[Group | fx.Node]:
+    """Views that torch makes and that torch alone reads, for such views, or nothing: after all kernels.
+
+    So these stay together. Kernels read what is viewed.
+    """
+    found: set[Group | fx.Node] = set()
+    nodes = {step for step in steps if isinstance(step, fx.Node)}
+    for node in sorted(nodes, reverse=True):
+        view = node.target in SPLITS or view_source(node) is not None
+        if view and all(user in found or user not in nodes for user in node.users):
+            found.add(node)
+    return found
 
 
 def views_of(node: fx.Node) -> set[fx.Node]:

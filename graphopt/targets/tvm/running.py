@@ -32,6 +32,7 @@ from .isa import Isa, detect
 from .places import Launch, Panels, Place, spanned
 from .schedule import Choice
 from .steps import ALIGN, Kernels, Torch
+from .windows import windows
 
 if TYPE_CHECKING:
     from .generate import Generated
@@ -165,6 +166,7 @@ class Code:
         self._packings = Packings()
         self._here = threading.local()  # its `told`: an epoch and places, for the thread's next call
         self._reads = [_reads(step) for step in self.plan.kernels]
+        self._steps, self._windows = windows(self.plan, graph.output_node().all_input_nodes)
 
     def _key(self, stage: str | None) -> str | None:
         """The key of the code; where nothing was chosen for its kernels, it is the stage's."""
@@ -304,7 +306,7 @@ class Code:
         known: dict[fx.Node, Any] = dict(zip(self.inputs, values, strict=True))
         for node in self.constants:
             known[node] = getattr(self.root, str(node.target))
-        for step in self.steps:
+        for step in self._steps:
             if isinstance(step, Torch):
                 args, kwargs = map_arg((step.node.args, step.node.kwargs), known.__getitem__)
                 known[step.node] = step.node.target(*args, **kwargs)  # type: ignore[operator]
@@ -314,6 +316,8 @@ class Code:
                 del keep
             for node in step.last:
                 known.pop(node, None)
+        for window in self._windows:
+            known[window.node] = window.of(known[window.source])
         return tuple(map_arg(self.results, known.__getitem__))
 
     def _fill(self, frame: Frame, step: Kernels, known: dict[fx.Node, Any]) -> tuple[list[torch.Tensor], ...]:

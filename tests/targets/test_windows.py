@@ -1,0 +1,104 @@
+"""Results that are views of what kernels wrote: made after all kernels, at once, as torch would make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("tvm")
+
+from graphopt.ir.stages import split
+from graphopt.targets.tvm.running import Code
+from graphopt.targets.tvm.steps import Torch
+from graphopt.testing import trace
+
+r = torch.randn
+X, W = r(6, 8), r(24, 8)
+
+
+def code(function: Callable[..., Any], *given: torch.Tensor) -> Code:
+    (part,) = split(trace(function, *given).program)
+    return Code(None, part.graph, given, part.root)
+
+
+def check(made: Code, function: Callable[..., Any], *given: torch.Tensor) -> None:
+    """Values, strides, and which results share memory with which, and with inputs."""
+    for _ in range(2):
+        results, expected = made(*given), function(*given)
+        for got, want in zip(results, expected, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+            assert got.stride() == want.stride() and got.storage_offset() == want.storage_offset()
+        shared = [
+            [one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in (*values, *given)]
+            for values in (results, expected)
+            for one in values
+        ]
+        assert shared[: len(results)] == shared[len(results) :]
+
+
+def parts(x: torch.Tensor, w: torch.Tensor) -> Any:
+    shift, scale, gate = F.linear(x, w).chunk(3, -1)
+    return shift.unsqueeze(1), scale.unsqueeze(1), gate
+
+
+def several(x: torch.Tensor, w: torch.Tensor) -> Any:
+    """Kernels between the views, which read some of them, too."""
+    first, second = F.linear(x, w).split([8, 16], -1)
+    y = F.linear(first.relu() + first, w)
+    return first, y.view(6, 4, 6).transpose(1, 2), y[1:, ::2], second.unbind(0)[2], y.exp()
+
+
+def whole(x: torch.Tensor, w: torch.Tensor) -> Any:
+    y = F.linear(x, w)
+    return y, y.t(), y[2].expand(5, 24)
+
+
+@pytest.mark.parametrize("function", [parts, several, whole])
+def test_views_of_results(function: Callable[..., Any]) -> None:
+    made = code(function, X, W)
+    assert len(made.plan.kernels) == 1 and not any(isinstance(step, Torch) for step in made._steps)
+    assert len(made._windows) >= 2
+    check(made, function, X, W)
+
+
+def copying(x: torch.Tensor, w: torch.Tensor) -> Any:
+    y = F.linear(x, w)
+    return y.t().reshape(-1), y[:, 1]
+
+
+def joined(x: torch.Tensor, w: torch.Tensor) -> Any:
+    """What else torch does reads views."""
+    y = F.linear(x, w)
+    return torch.sort(y[:, :4]).values, y[:, 4:]
+
+
+@pytest.mark.parametrize("function", [copying, joined])
+def test_where_torch_does_more_than_look_it_does_all(function: Callable[..., Any]) -> None:
+    made = code(function, X, W)
+    assert not made._windows
+    check(made, function, X, W)
+
+
+def test_views_of_inputs_stay_views_of_inputs() -> None:
+    def function(x: torch.Tensor, w: torch.Tensor) -> Any:
+        y = F.linear(x, w)
+        return x[1:], y[1:], w.t()
+
+    made = code(function, X, W)
+    assert [window.offset for window in made._windows] == [24]
+    check(made, function, X, W)
+    check(made, function, r(8, 6).t(), r(12, 2, 8)[:, 0].repeat(2, 1))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_in_any_mode(mode: Callable[[], Any]) -> None:
+    with mode():
+        made = code(several, X, W)
+        assert made._windows
+        check(made, several, X, W)
+    with torch.no_grad():
+        check(made, several, X, W)
