@@ -1,7 +1,7 @@
 """``linear(wide(x: bf16), wide(w: bf16)) → narrow_linear(x, w)``: multiply numbers of bfloat16, and sum up in float32.
 
 where: linear layers, convolutions of images in one group, products of two matrices or of batches of them, in float32 on
-    a CPU that multiplies bfloat16 (AVX512-BF16), both of whose factors are of bfloat16 and widened, or moved about
+    a CPU that is faster so (AVX512-BF16, measured), both of whose factors are of bfloat16 and widened, or moved about
     after that; a filter depends on weights alone; sizes known; on a target with kernels for it.
 because: one instruction multiplies and adds twice as many numbers of half the bytes. No product is rounded: those of
     two numbers of bfloat16 are exact in float32. What `upcast` rounds is found, and where a model does so itself.
@@ -49,7 +49,7 @@ class NarrowProducts(Pass):
 
     Attributes
     ----------
-    always : also where the CPU at hand has no instructions for it.
+    always : also where the CPU at hand has no instructions for it, or slow ones.
     """
 
     always: bool = False
@@ -67,7 +67,7 @@ class NarrowProducts(Pass):
         values = [val(node), val(source), val(weight), *([val(bound["bias"])] if bound.get("bias") is not None else [])]
         reason = None
         if not self.always and not products.supported():
-            reason = "this CPU has no instructions for products of bfloat16"
+            reason = "products of bfloat16 are not faster on this CPU"
         elif any(has_symbols(value) for value in values):
             reason = "a size is known only when the program runs"
         elif val(node).device.type != "cpu":

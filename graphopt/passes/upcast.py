@@ -1,6 +1,6 @@
 """``y: bf16 = f(x: bf16)  →  y: bf16 = cast(f(cast(x): f32): f32)``: compute in float32, round at the ends alone.
 
-where: float16 on a CPU that has no instructions for it, or bfloat16, whose products stay those of rounded factors
+where: float16 on a CPU without fast instructions for it, or bfloat16, whose products stay those of rounded factors
     where it has; sizes known; nothing is placed in a stage yet, or reads the bits of a value; no result is an integer
     or a truth value. All that depends on an input or weight of such a type is widened, or nothing; what is rounded
     without one (a timestep) stays rounded.
@@ -55,9 +55,9 @@ class Upcast(Pass):
 
     Attributes
     ----------
-    always : also where the CPU has instructions for the type.
+    always : also where the CPU has fast instructions for the type.
     products : whether factors of products that were asked for in bfloat16 are rounded to it, so that the pass
-        `narrow_products` finds them; None: where the CPU at hand multiplies them.
+        `narrow_products` finds them; None: where the CPU at hand multiplies them faster than float32.
     """
 
     always: bool = False
@@ -87,7 +87,7 @@ class Upcast(Pass):
             elif isinstance(val(node), torch.Tensor) and val(node).device.type != "cpu":
                 reason = f"it runs on {val(node).device.type}"
             elif kind in _HALVES and not self.always and _HALVES[kind]() and not self._rounds(kind):
-                reason = f"this CPU has instructions for {kind}"
+                reason = f"this CPU has fast instructions for {kind}"
             elif "placement" in node.meta:
                 reason = "it is placed in a stage already, which what it reads would have to be, too"
             elif kind == torch.complex32:

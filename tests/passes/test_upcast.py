@@ -91,7 +91,7 @@ def test_refusals(body: str, reason: str) -> None:
 def test_instructions_for_the_type(monkeypatch: pytest.MonkeyPatch) -> None:
     program = sketch(LINEAR, x="bf16[4, 8]", w="weight bf16[6, 8]", b="weight bf16[6]").program
     monkeypatch.setitem(Upcast.find.__globals__["_HALVES"], torch.bfloat16, lambda: True)
-    assert check_pass(Upcast(products=False), program).reasons == ["this CPU has instructions for torch.bfloat16"]
+    assert check_pass(Upcast(products=False), program).reasons == ["this CPU has fast instructions for torch.bfloat16"]
     assert check_pass(Upcast(products=True), program).fired == 1
     monkeypatch.setitem(Upcast.find.__globals__["_HALVES"], torch.bfloat16, lambda: False)
     assert check_pass(Upcast(), program).fired == 1
