@@ -68,7 +68,9 @@ static void answer(int number, siginfo_t *info, void *context) {
   greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
   const unsigned char *code = (const unsigned char *)registers[REG_RIP];
   if (info->si_code != SI_KERNEL || code[0] != 0x0f || code[1] != 0xa2) {
-    real()(SIGSEGV, &others, 0); /* the fault comes again */
+    if (others.sa_flags & SA_SIGINFO) others.sa_sigaction(number, info, context);
+    else if (others.sa_handler != SIG_DFL && others.sa_handler != SIG_IGN) others.sa_handler(number);
+    else real()(SIGSEGV, &others, 0); /* the fault comes again */
     return;
   }
   unsigned leaf = registers[REG_RAX], part = registers[REG_RCX], a, b, c, d;
@@ -109,8 +111,8 @@ def main() -> int:
     """Run a benchmark in a process that is shown the instructions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--always", action="store_true", help="graphopt multiplies bfloat16 whether faster or not")
-    parser.add_argument("name", help="of the benchmark, as cpu_step; then its own arguments")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    parser.add_argument("name", choices=("cpu_step", "cpu_image", "attention"), help="the benchmark")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own")
     options = parser.parse_args()
     if _MARK in os.environ:
         return _run(options, Path(os.environ[_MARK]))
@@ -151,7 +153,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     host.CPUINFO.write_text("\n".join(f"{line} {_FLAG}" if line.startswith("flags") else line for line in lines))
     print(f"Products of bfloat16 take {1 / products.gain():.2f} of the time of float32's, in torch on one thread.\n")
     sys.argv = [options.name, *options.arguments]
-    always = mock.patch.object(products, "gain", return_value=float("inf"))
+    always = mock.patch.multiple(products, supported=lambda: True, in_torch=lambda: True)
     with always if options.always else contextlib.nullcontext():
         runpy.run_module(f"benchmarks.{options.name}", run_name="__main__")
     return 0

@@ -32,29 +32,37 @@ def test_where_it_is_faster(
 
 
 def test_the_gain_is_the_ratio_of_the_fastest_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    begins, kinds = itertools.count(), list[torch.dtype]()
+    asked, kinds = itertools.count(), list[torch.dtype]()
 
     def multiply(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         kinds.append(one.dtype)
         return one
 
-    def clock() -> float:  # 3 seconds for a product of float32, 2 for one of bfloat16, once 1
-        number, ends = divmod(next(begins), 2)
-        taken = 3 if kinds[-1:] == [torch.float32] else 1 if number == 30 else 2
+    def clock() -> float:  # 3 seconds for a product of float32, 2 for one of bfloat16, once 1, and 0 at the beginning
+        number, ends = divmod(next(asked), 2)
+        taken = 0 if number < 2 else 3 if kinds[-1:] == [torch.float32] else 1 if number == 31 else 2
         return 100.0 * number + ends * taken
 
     monkeypatch.setattr(torch, "mm", multiply)
     monkeypatch.setattr(time, "perf_counter", clock)
-    before = torch.get_num_threads()
     assert products.gain.__wrapped__() == 3.0
-    assert torch.get_num_threads() == before
+    assert set(kinds[::2]) == {torch.float32} and set(kinds[1::2]) == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("inside", ["plain", "autocast", "device", "inference", "fake"])
-def test_it_is_measured_wherever_it_is_asked_for(inside: str) -> None:
+def test_it_is_measured_wherever_it_is_asked_for(inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
     contexts: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "plain": torch.no_grad, "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
         "device": lambda: torch.device("meta"), "inference": torch.inference_mode, "fake": FakeTensorMode,
     }  # fmt: skip
+    plain, before = list[tuple[Any, ...]](), torch.get_num_threads()
+
+    def seconds(matrix: torch.Tensor) -> float:
+        plain.append((type(matrix), matrix.device.type, matrix.dtype, torch.mm(matrix, matrix).dtype))
+        return 1.0
+
+    monkeypatch.setattr(products, "_seconds", seconds)
     with contexts[inside]():
-        assert 0.001 < products.gain.__wrapped__() < 1000
+        assert products.gain.__wrapped__() == 1.0
+    assert set(plain) == {(torch.Tensor, "cpu", kind, kind) for kind in (torch.float32, torch.bfloat16)}
+    assert torch.get_num_threads() == before

@@ -319,6 +319,27 @@ def test_causal_convolutions_of_videos() -> None:
     verify(function, r(1, 3, 4, 6, 5), r(4, 3, 3, 3, 3) / 9)
 
 
+# -- norms of rows that are nearly constant --------------------------------------------------------------------------
+
+NORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "rows": lambda x: F.layer_norm(x, (1000,)),
+    "across": lambda x: F.layer_norm(x.view(1000, 32).t(), (1000,)),  # rows lie next to each other
+    "blocks": lambda x: F.layer_norm(x.view(4, 8, 10, 100), (10, 100)),
+    "groups": lambda x: F.group_norm(x.view(4, 80, 100), 8),
+}
+
+
+@pytest.mark.parametrize("form", NORMS)
+def test_norms_of_nearly_constant_rows(form: str) -> None:
+    norm = NORMS[form]
+    constant = torch.full((32, 1000), 1234.567)
+    made, _ = built(lambda x: (norm(x),), constant)
+    assert not made([constant])[0].any()
+    near = 1e6 + r(32, 1000) / 2  # a sixteenth apart
+    (got,), exact = made([near]), norm(near.double())
+    assert (got - exact).abs().max() < 1e-3
+
+
 # -- what inputs look like when they come ----------------------------------------------------------------------------
 
 

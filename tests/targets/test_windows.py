@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ def check(made: Code, function: Callable[..., Any], *given: torch.Tensor) -> Non
         for got, want in zip(results, expected, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
             assert got.stride() == want.stride() and got.storage_offset() == want.storage_offset()
+            assert got.dtype == want.dtype and got.is_neg() == want.is_neg()
         shared = [
             [one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in (*values, *given)]
             for values in (results, expected)
@@ -60,8 +62,8 @@ def whole(x: torch.Tensor, w: torch.Tensor) -> Any:
 @pytest.mark.parametrize("function", [parts, several, whole])
 def test_views_of_results(function: Callable[..., Any]) -> None:
     made = code(function, X, W)
-    assert len(made.plan.kernels) == 1 and not any(isinstance(step, Torch) for step in made._steps)
-    assert len(made._windows) >= 2
+    assert len(made.plan.kernels) == 1 and not any(isinstance(step, Torch) for step in made._order.steps)
+    assert len(made._order.windows) >= 2 and not made._order.rest
     check(made, function, X, W)
 
 
@@ -73,14 +75,49 @@ def copying(x: torch.Tensor, w: torch.Tensor) -> Any:
 def joined(x: torch.Tensor, w: torch.Tensor) -> Any:
     """What else torch does reads views."""
     y = F.linear(x, w)
-    return torch.sort(y[:, :4]).values, y[:, 4:]
+    found = torch.sort(y[:, :4]).values
+    return found[1:], y[:, 4:]
 
 
-@pytest.mark.parametrize("function", [copying, joined])
-def test_where_torch_does_more_than_look_it_does_all(function: Callable[..., Any]) -> None:
+def bits(x: torch.Tensor, w: torch.Tensor) -> Any:
+    y = F.linear(x.round(), w.round()).abs()  # exact
+    return y[:, 2:4], y.view(torch.int32), y.view(torch.float16)[:, :3]
+
+
+def pairs(x: torch.Tensor, w: torch.Tensor) -> Any:
+    y = F.linear(x, w)
+    return y[:, 2:4], torch.view_as_complex(y.view(6, 12, 2))
+
+
+def negative(x: torch.Tensor, w: torch.Tensor) -> Any:
+    y = F.linear(x, w)
+    return y[1:], torch._neg_view(y)[:, :2]
+
+
+@pytest.mark.parametrize("function", [copying, joined, bits, pairs, negative])
+def test_what_torch_does_beyond_looking_stays_with_it(function: Callable[..., Any]) -> None:
     made = code(function, X, W)
-    assert not made._windows
+    assert made._order.windows and made._order.rest
     check(made, function, X, W)
+
+
+def test_of_several_kernels() -> None:
+    def function(x: torch.Tensor, w: torch.Tensor) -> Any:
+        y, z = F.linear(x, w), F.linear(x.relu(), w)
+        return y[1:], z[:, 3:], y.t(), z
+
+    made = code(function, X, W)
+    assert len({window.source for window in made._order.windows}) == 2
+    check(made, function, X, W)
+
+
+def test_code_that_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHOPT_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("GRAPHOPT_CACHE", raising=False)
+    first, second = code(several, X, W), code(several, X, W)
+    assert (first.kept, second.kept) == (False, True)
+    assert len(second._order.windows) == len(first._order.windows) > 2
+    check(second, several, X, W)
 
 
 def test_views_of_inputs_stay_views_of_inputs() -> None:
@@ -89,7 +126,7 @@ def test_views_of_inputs_stay_views_of_inputs() -> None:
         return x[1:], y[1:], w.t()
 
     made = code(function, X, W)
-    assert [window.offset for window in made._windows] == [24]
+    assert [window.offset for window in made._order.windows] == [24]
     check(made, function, X, W)
     check(made, function, r(8, 6).t(), r(12, 2, 8)[:, 0].repeat(2, 1))
 
@@ -98,7 +135,7 @@ def test_views_of_inputs_stay_views_of_inputs() -> None:
 def test_in_any_mode(mode: Callable[[], Any]) -> None:
     with mode():
         made = code(several, X, W)
-        assert made._windows
+        assert made._order.windows
         check(made, several, X, W)
     with torch.no_grad():
         check(made, several, X, W)

@@ -95,8 +95,8 @@ def instructions() -> frozenset[str] | None:
 
 
 @cache
-def second_cache() -> int | None:
-    """Bytes of a core's own cache behind the first one; None where the system does not say."""
+def l2_cache() -> int | None:
+    """Bytes of the cache behind a core's first one, which it may share; None where the system does not say."""
     for folder in sorted(CACHES.glob("index*")):
         try:
             level, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))

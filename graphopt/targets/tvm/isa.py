@@ -12,10 +12,14 @@ from typing import Any
 
 from . import host
 
-_SECOND = 512 << 10
+_L2 = 512 << 10
 # Instructions that code for a CPU of some name may use, by LLVM's names, and Linux's names where they are not alike.
-_USED = re.compile(r"avx|amx|sse|ssse|fma|xop|f16c|bmi|lzcnt|popcnt|movbe|gfni|vaes|vpclmulqdq|pclmul")
-_LINUX = {"bmi": "bmi1", "sse3": "pni", "lzcnt": "abm", "pclmul": "pclmulqdq"}
+_USED = re.compile(
+    r"avx|amx|sse|ssse|fma|xop|f16c|bmi|lzcnt|popcnt|movbe|gfni|vaes|vpclmulqdq|pclmul|tbm|lwp|cmpccxadd|"
+    r"(egpr|ndd|nf|ccmp|ppx|push2pop2|zu)$"
+)
+_APX = ("egpr", "ndd", "nf", "ccmp", "ppx", "push2pop2", "zu")
+_LINUX = {**dict.fromkeys(_APX, "apx"), "bmi": "bmi1", "sse3": "pni", "lzcnt": "abm", "pclmul": "pclmulqdq"}
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class Isa:
     registers : vector registers.
     cores : that the process may use: large tasks are cut so that none is left over.
     bf16 : whether it multiplies bfloat16, 16 lanes of two (AVX512-BF16).
-    second : bytes of a core's second cache.
-    without : instructions, by LLVM's names, that CPUs of this name have and this one does not offer.
+    l2 : bytes of a core's second cache.
+    disabled : instructions, by LLVM's names, that CPUs of this name have and this one does not offer.
     """
 
     cpu: str
@@ -38,13 +42,13 @@ class Isa:
     registers: int
     cores: int = 1
     bf16: bool = False
-    second: int = _SECOND
-    without: tuple[str, ...] = ()
+    l2: int = _L2
+    disabled: tuple[str, ...] = ()
 
     @property
-    def room(self) -> int:
-        """How many times as much has room in the second cache as in one of 512 KiB."""
-        return max(1, self.second // _SECOND)
+    def l2_scale(self) -> int:
+        """How many times as much has room in the second cache as in one of 512 KiB: one to four."""
+        return max(1, min(4, self.l2 // _L2))
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -57,13 +61,13 @@ class Isa:
 
     def target(self) -> Any:
         """TVM's description of the CPU."""
-        return _target(self.cpu, self.without)
+        return _target(self.cpu, self.disabled)
 
 
-def _target(cpu: str, without: tuple[str, ...]) -> Any:
+def _target(cpu: str, disabled: tuple[str, ...]) -> Any:
     import tvm
 
-    return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "mattr": [f"-{feature}" for feature in without]})
+    return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "mattr": [f"-{feature}" for feature in disabled]})
 
 
 def cores() -> int:
@@ -81,7 +85,7 @@ def detect() -> Isa:
     from tvm.target import codegen
 
     found = of(str(codegen.llvm_get_system_cpu()), host.instructions())
-    return dataclasses.replace(found, second=host.second_cache() or _SECOND)
+    return dataclasses.replace(found, l2=host.l2_cache() or _L2)
 
 
 def of(cpu: str, offered: Set[str] | None = None) -> Isa:
@@ -93,17 +97,17 @@ def of(cpu: str, offered: Set[str] | None = None) -> Isa:
     """
     from tvm.target import codegen
 
-    here, without = cores(), tuple[str, ...]()
+    here, disabled = cores(), tuple[str, ...]()
     if offered is not None:
         known = {name.replace("_", "") for name in offered}
         has = codegen.llvm_get_cpu_features(_target(cpu, ()))
-        without = tuple(sorted(name for name in has if _USED.match(name) and _plain(name) not in known))
-    features = codegen.llvm_get_cpu_features(_target(cpu, without))
+        disabled = tuple(sorted(name for name in has if _USED.match(name) and _plain(name) not in known))
+    features = codegen.llvm_get_cpu_features(_target(cpu, disabled))
     if {"avx512f", "avx512vl"} <= features:
-        return Isa(cpu, 16, 32, here, "avx512bf16" in features, without=without)
+        return Isa(cpu, 16, 32, here, "avx512bf16" in features, disabled=disabled)
     if {"avx2", "fma"} <= features:
-        return Isa(cpu, 8, 16, here, without=without)
-    return Isa(cpu, 4, 16, here, without=without)
+        return Isa(cpu, 8, 16, here, disabled=disabled)
+    return Isa(cpu, 4, 16, here, disabled=disabled)
 
 
 def _plain(feature: str) -> str:

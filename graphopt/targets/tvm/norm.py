@@ -192,26 +192,28 @@ class Rows:
 def layer_norm(rows: Rows, eps: float) -> Kernel:
     """``(x - mean) / sqrt(variance + eps)``; the variance from differences to the mean, as torch has it.
 
-    The mean is that of the row plus that of these differences: where a row is nearly constant, what is left of it would
-    else be the rounding of the first mean.
+    The mean is that of the row, as rounded, and that of what is left: of nearly constant rows only the rounding would
+    else be left.
     """
 
     def rule(row: Row, write: Write) -> None:
         emitter, part = row.emitter, row.number(1 / rows.size)
         rounded = emitter.let(row.reduce("sum", 0.0, row.read) * part)
 
-        def off(mean: Expr, place: Expr, lanes: Lanes | None) -> Expr:
-            return emitter.let(row.get(place, lanes) - emitter.spread(mean, lanes.count if lanes else 1))
+        def less(value: Expr, number: Expr, lanes: Lanes | None) -> Expr:
+            return emitter.let(value - emitter.spread(number, lanes.count if lanes else 1))
 
         def both(place: Expr, lanes: Lanes | None) -> Sequence[Expr]:
-            value = off(rounded, place, lanes)
+            value = less(row.get(place, lanes), rounded, lanes)
             return value, value * value
 
+        def off(place: Expr, lanes: Lanes | None) -> Expr:
+            return less(less(row.get(place, lanes), rounded, lanes), error, lanes)
+
         sums, squares = row.reduce_each("sum", 0.0, 2, both)
-        rest = emitter.let(sums * part)
-        mean = emitter.let(rounded + rest)
-        variance = emitter.call("maximum", squares * part - rest * rest, row.number(0.0))
-        row.scaled(functools.partial(off, mean), emitter.call("rsqrt", variance + row.number(eps)), write)
+        error = emitter.let(sums * part)
+        variance = emitter.call("maximum", squares * part - error * error, row.number(0.0))
+        row.scaled(off, emitter.call("rsqrt", variance + row.number(eps)), write)
 
     return rows.kernel(rule)
 

@@ -427,9 +427,9 @@ def _needs_torch(node: fx.Node, kinds: dict[fx.Node, str]) -> bool:
 
 
 def _late(steps: Sequence[Group | fx.Node]) -> set[Group | fx.Node]:
-    """Views that torch makes and that torch alone reads, for such views, or nothing: after all kernels.
+    """Torch's steps that only rearrange, and that nothing but results and other such steps read.
 
-    So these stay together. Kernels read what is viewed.
+    They are done after all kernels, so that these are one entry into machine code. Kernels read what is rearranged.
     """
     found: set[Group | fx.Node] = set()
     nodes = {step for step in steps if isinstance(step, fx.Node)}

@@ -6,7 +6,7 @@ Torch would make them one after the other: what was split, its parts, and views 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from .steps import Kernels, Steps, Torch
 
 @dataclass(frozen=True)
 class Window:
-    """A node's value: where it lies in that of another."""
+    """A node's value: where it lies in that of another, of the same dtype."""
 
     node: fx.Node
     source: fx.Node
@@ -34,43 +34,73 @@ class Window:
         return source.as_strided(self.size, self.stride, self.offset)
 
 
-def windows(plan: Steps, results: Sequence[fx.Node]) -> tuple[list[Kernels | Torch], list[Window]]:
-    """The steps that are left to do, and the windows to make after them.
+@dataclass
+class Order:
+    """A stage's steps, with windows.
+
+    Attributes
+    ----------
+    steps : what is done first; ends with the last kernels.
+    windows : made then.
+    rest : what torch does after that, which may read them.
+    """
+
+    steps: list[Kernels | Torch]
+    windows: list[Window] = field(default_factory=list)
+    rest: list[Torch] = field(default_factory=list)
+
+
+def order(plan: Steps, results: Sequence[fx.Node]) -> Order:
+    """Which of the operations after the last kernels are windows.
 
     Parameters
     ----------
     results : nodes whose values the stage gives.
     """
-    steps = list(plan.steps)
-    fresh = [node for step in plan.kernels for node in step.fresh]
+    last = max((place for place, step in enumerate(plan.steps) if isinstance(step, Kernels)), default=-1) + 1
+    found = Order(list(plan.steps[:last]))
     with _disable_current_modes():
         empty = {
             node: torch.empty_strided(val(node).shape, plan.strides[node], dtype=val(node).dtype, device="meta")
-            for node in fresh
+            for step in plan.kernels
+            for node in step.fresh
         }
-        homes = {value.untyped_storage()._cdata: node for node, value in empty.items()}
+        owners = {_storage(value): node for node, value in empty.items()}
         known: dict[fx.Node, Any] = dict(empty)
-        while steps and isinstance(steps[-1], Torch):
-            steps.pop()
-        for step in plan.steps[len(steps) :]:
+        for step in plan.steps[last:]:
             assert isinstance(step, Torch)
-            if known.keys().isdisjoint(step.node.all_input_nodes):
-                steps.append(step)
-            elif not _view(step.node, known, homes):
-                return list(plan.steps), []
-    made = [node for node in results if node in known and node not in empty]
-    return steps, [_window(node, homes[known[node].untyped_storage()._cdata], known[node]) for node in made]
+            if not _looks(step.node, known, empty, owners):
+                found.rest.append(step)
+    read = [*results, *(source for step in found.rest for source in step.node.all_input_nodes)]
+    made = [node for node in dict.fromkeys(read) if node in known and node not in empty]
+    if not all(isinstance(known[node], torch.Tensor) for node in made):
+        return Order(list(plan.steps))  # a list of parts is read as such
+    for node in made:
+        value = known[node]
+        found.windows.append(
+            Window(node, owners[_storage(value)], value.shape, value.stride(), int(value.storage_offset()))
+        )
+    return found
 
 
-def _view(node: fx.Node, known: dict[fx.Node, Any], homes: Mapping[int, fx.Node]) -> bool:
-    """Whether an operation only looks at memory that is at home; then what it gives is known, too."""
-    if not is_view(node) or not all(source in known for source in node.all_input_nodes):
+def _looks(
+    node: fx.Node,
+    known: dict[fx.Node, Any],
+    empty: Mapping[fx.Node, torch.Tensor],
+    owners: Mapping[int, fx.Node],
+) -> bool:
+    """Whether an operation only looks at what kernels wrote, as the numbers they are; what it gives is known then."""
+    if not is_view(node) or not node.all_input_nodes or not all(source in known for source in node.all_input_nodes):
         return False
     args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
-    known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-    found = known[node] if isinstance(known[node], tuple | list) else [known[node]]
-    return all(isinstance(value, torch.Tensor) and value.untyped_storage()._cdata in homes for value in found)
+    given = node.target(*args, **kwargs)  # type: ignore[operator]
+    for value in given if isinstance(given, tuple | list) else [given]:
+        owner = owners.get(_storage(value)) if isinstance(value, torch.Tensor) else None
+        if owner is None or value.dtype != empty[owner].dtype or value.is_neg() or value.is_conj():
+            return False
+    known[node] = given
+    return True
 
 
-def _window(node: fx.Node, source: fx.Node, value: torch.Tensor) -> Window:
-    return Window(node, source, value.shape, value.stride(), int(value.storage_offset()))
+def _storage(value: torch.Tensor) -> int:
+    return int(value.untyped_storage()._cdata)

@@ -148,7 +148,7 @@ class Cut:
     @staticmethod
     def of(shape: Shape, groups: int, blocks: int) -> Cut:
         """With as many channels as the second cache has room for, in runs of nearly the same length."""
-        most = max(_LEAST, _WEIGHTS * shape.isa.room // (groups * shape.points * shape.height))
+        most = max(_LEAST, _WEIGHTS * shape.isa.l2_scale // (groups * shape.points * shape.height))
         channels = ceil(shape.channels / ceil(shape.channels / min(most, TERMS)))
         return Cut(groups, blocks, min(shape.channels, ceil(channels / shape.isa.lanes) * shape.isa.lanes))
 
@@ -159,8 +159,8 @@ class Cut:
         """Whether weights and sums stay in the second cache, or there is no smaller task."""
         sums = self.groups * self.blocks * shape.height * shape.points * shape.block
         weights = self.groups * self.channels * shape.height * shape.points
-        room = shape.isa.room
-        return (sums <= _SUMS * room and weights <= _WEIGHTS * room) or self.groups == self.blocks == 1
+        scale = shape.isa.l2_scale
+        return (sums <= _SUMS * scale and weights <= _WEIGHTS * scale) or self.groups == self.blocks == 1
 
     def cycles(self, shape: Shape) -> float:
         """Until the last of a CPU's cores is done."""
