@@ -151,7 +151,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     lines = host.CPUINFO.read_text().splitlines()
     host.CPUINFO = folder / "cpuinfo"
     host.CPUINFO.write_text("\n".join(f"{line} {_FLAG}" if line.startswith("flags") else line for line in lines))
-    print(f"Products of bfloat16 take {1 / products.gain():.2f} of the time of float32's, in torch on one thread.\n")
+    print(f"Products of bfloat16 take {1 / products.gain():.2f} of the time of float32's, in torch.\n")
     sys.argv = [options.name, *options.arguments]
     always = mock.patch.multiple(products, supported=lambda: True, in_torch=lambda: True)
     with always if options.always else contextlib.nullcontext():

@@ -48,12 +48,9 @@ def test_a_cpu_that_hides_its_widest_vectors_gets_code_without(monkeypatch: pyte
     found, whole = isa.of("sapphirerapids", host.instructions.__wrapped__()), isa.of("sapphirerapids")
     given = torch.randn(24, 24), torch.randn(32, 24)
     (part,) = split(trace(lambda x, w: F.gelu(F.linear(x, w)), *given).program)
-    widest = {cpu: set(re.findall(r"[xyz]mm", assembly(cpu, part.graph, given))) for cpu in (found, whole)}
+    code = {cpu: Generated(cpu, part.graph, given).source("asm") for cpu in (found, whole)}
+    widest = {cpu: set(re.findall(r"[xyz]mm", text)) for cpu, text in code.items()}
     assert widest == {found: {"xmm", "ymm"}, whole: {"xmm", "zmm", *widest[whole]}}
-
-
-def assembly(cpu: isa.Isa, graph: torch.fx.Graph, given: tuple[torch.Tensor, ...]) -> str:
-    return Generated(cpu, graph, given).source("asm")
 
 
 def test_a_system_that_does_not_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ pytest.importorskip("tvm")
 from graphopt.ir.stages import split
 from graphopt.targets.tvm.running import Code
 from graphopt.targets.tvm.steps import Torch
+from graphopt.targets.tvm.windows import Window
 from graphopt.testing import trace
 
 r = torch.randn
@@ -24,6 +25,14 @@ X, W = r(6, 8), r(24, 8)
 def code(function: Callable[..., Any], *given: torch.Tensor) -> Code:
     (part,) = split(trace(function, *given).program)
     return Code(None, part.graph, given, part.root)
+
+
+def windows(made: Code) -> list[Window]:
+    return [step for step in made._steps if isinstance(step, Window)]
+
+
+def by_torch(made: Code) -> list[Torch]:
+    return [step for step in made._steps if isinstance(step, Torch)]
 
 
 def check(made: Code, function: Callable[..., Any], *given: torch.Tensor) -> None:
@@ -62,8 +71,8 @@ def whole(x: torch.Tensor, w: torch.Tensor) -> Any:
 @pytest.mark.parametrize("function", [parts, several, whole])
 def test_views_of_results(function: Callable[..., Any]) -> None:
     made = code(function, X, W)
-    assert len(made.plan.kernels) == 1 and not any(isinstance(step, Torch) for step in made._order.steps)
-    assert len(made._order.windows) >= 2 and not made._order.rest
+    assert len(made.plan.kernels) == 1 and not by_torch(made)
+    assert len(windows(made)) >= 2
     check(made, function, X, W)
 
 
@@ -97,7 +106,7 @@ def negative(x: torch.Tensor, w: torch.Tensor) -> Any:
 @pytest.mark.parametrize("function", [copying, joined, bits, pairs, negative])
 def test_what_torch_does_beyond_looking_stays_with_it(function: Callable[..., Any]) -> None:
     made = code(function, X, W)
-    assert made._order.windows and made._order.rest
+    assert windows(made) and by_torch(made)
     check(made, function, X, W)
 
 
@@ -107,7 +116,7 @@ def test_of_several_kernels() -> None:
         return y[1:], z[:, 3:], y.t(), z
 
     made = code(function, X, W)
-    assert len({window.source for window in made._order.windows}) == 2
+    assert len({window.source for window in windows(made)}) == 2
     check(made, function, X, W)
 
 
@@ -116,7 +125,7 @@ def test_code_that_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("GRAPHOPT_CACHE", raising=False)
     first, second = code(several, X, W), code(several, X, W)
     assert (first.kept, second.kept) == (False, True)
-    assert len(second._order.windows) == len(first._order.windows) > 2
+    assert len(windows(second)) == len(windows(first)) > 2
     check(second, several, X, W)
 
 
@@ -126,7 +135,7 @@ def test_views_of_inputs_stay_views_of_inputs() -> None:
         return x[1:], y[1:], w.t()
 
     made = code(function, X, W)
-    assert [window.offset for window in made._order.windows] == [24]
+    assert [window.offset for window in windows(made)] == [24]
     check(made, function, X, W)
     check(made, function, r(8, 6).t(), r(12, 2, 8)[:, 0].repeat(2, 1))
 
@@ -135,7 +144,7 @@ def test_views_of_inputs_stay_views_of_inputs() -> None:
 def test_in_any_mode(mode: Callable[[], Any]) -> None:
     with mode():
         made = code(several, X, W)
-        assert made._order.windows
+        assert windows(made)
         check(made, several, X, W)
     with torch.no_grad():
         check(made, several, X, W)

@@ -39,7 +39,7 @@ def key(isa: Isa | None, graph: fx.Graph, examples: Sequence[Any]) -> str | None
     if None in known:
         return None
     return hashlib.sha256(
-        repr((isa, known, host.l2_cache(), cores(), torch.__version__, _described(graph, examples))).encode()
+        repr((isa, known, cores(), torch.__version__, _described(graph, examples))).encode()
     ).hexdigest()
 
 

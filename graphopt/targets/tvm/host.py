@@ -84,7 +84,9 @@ def _libraries(package: str, name: str) -> Path:
 def cpu() -> str | None:
     """What tells a kind of CPU from others; None where the system does not say."""
     known = _processor()
-    return "\n".join(known[name] for name in _CPU_FIELDS) if known.keys() >= {*_CPU_FIELDS} else None
+    if not known.keys() >= {*_CPU_FIELDS}:
+        return None
+    return "\n".join([*(known[name] for name in _CPU_FIELDS), str(l2_cache())])
 
 
 @cache

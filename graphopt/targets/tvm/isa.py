@@ -14,11 +14,11 @@ from . import host
 
 _L2 = 512 << 10
 # Instructions that code for a CPU of some name may use, by LLVM's names, and Linux's names where they are not alike.
+_APX = ("egpr", "ndd", "nf", "ccmp", "ppx", "push2pop2", "zu")
 _USED = re.compile(
     r"avx|amx|sse|ssse|fma|xop|f16c|bmi|lzcnt|popcnt|movbe|gfni|vaes|vpclmulqdq|pclmul|tbm|lwp|cmpccxadd|"
-    r"(egpr|ndd|nf|ccmp|ppx|push2pop2|zu)$"
+    rf"({'|'.join(_APX)})$"
 )
-_APX = ("egpr", "ndd", "nf", "ccmp", "ppx", "push2pop2", "zu")
 _LINUX = {**dict.fromkeys(_APX, "apx"), "bmi": "bmi1", "sse3": "pni", "lzcnt": "abm", "pclmul": "pclmulqdq"}
 
 

@@ -32,7 +32,7 @@ from .isa import Isa, detect
 from .places import Launch, Panels, Place, spanned
 from .schedule import Choice
 from .steps import ALIGN, Kernels, Torch
-from .windows import order
+from .windows import Window, with_windows
 
 if TYPE_CHECKING:
     from .generate import Generated
@@ -166,7 +166,7 @@ class Code:
         self._packings = Packings()
         self._here = threading.local()  # its `told`: an epoch and places, for the thread's next call
         self._reads = [_reads(step) for step in self.plan.kernels]
-        self._order = order(self.plan, graph.output_node().all_input_nodes)
+        self._steps = with_windows(self.plan, graph.output_node().all_input_nodes)
 
     def _key(self, stage: str | None) -> str | None:
         """The key of the code; where nothing was chosen for its kernels, it is the stage's."""
@@ -306,19 +306,19 @@ class Code:
         known: dict[fx.Node, Any] = dict(zip(self.inputs, values, strict=True))
         for node in self.constants:
             known[node] = getattr(self.root, str(node.target))
-        for step in self._order.steps:
+        for step in self._steps:
+            if isinstance(step, Window):
+                known[step.node] = step.of(known[step.source])
+                continue
             if isinstance(step, Torch):
-                _perform(step, known)
+                args, kwargs = map_arg((step.node.args, step.node.kwargs), known.__getitem__)
+                known[step.node] = step.node.target(*args, **kwargs)  # type: ignore[operator]
             else:
                 keep = self._fill(frame, step, known)
                 run(step, known)
                 del keep
             for node in step.last:
                 known.pop(node, None)
-        for window in self._order.windows:
-            known[window.node] = window.of(known[window.source])
-        for step in self._order.rest:
-            _perform(step, known)
         return tuple(map_arg(self.results, known.__getitem__))
 
     def _fill(self, frame: Frame, step: Kernels, known: dict[fx.Node, Any]) -> tuple[list[torch.Tensor], ...]:
@@ -402,9 +402,3 @@ def _reads(step: Kernels) -> _Reads:
 def _state(weight: torch.Tensor) -> tuple[int, int | None]:
     """What changes when a weight does: its address, and its version; None where versions are not counted."""
     return weight.data_ptr(), None if weight.is_inference() else weight._version
-
-
-def _perform(step: Torch, known: dict[fx.Node, Any]) -> None:
-    """What torch does."""
-    args, kwargs = map_arg((step.node.args, step.node.kwargs), known.__getitem__)
-    known[step.node] = step.node.target(*args, **kwargs)  # type: ignore[operator]

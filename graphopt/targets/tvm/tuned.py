@@ -142,7 +142,7 @@ def _choice(text: str | None) -> Choice | None:
 def machine() -> str | None:
     """A digest of the CPU, the compiler and the schedules' sources; None where one of them cannot be told."""
     files = [Path(__file__).with_name(f"{name}.py") for name in _SOURCES]
-    known = host.cpu(), host.compiler(), host.l2_cache() or 0, all(file.is_file() for file in files) or None
+    known = host.cpu(), host.compiler(), all(file.is_file() for file in files) or None
     if None in known:
         return None
     return hashlib.sha256(repr((known, torch.__version__, [file.read_bytes() for file in files])).encode()).hexdigest()

@@ -6,7 +6,7 @@ Torch would make them one after the other: what was split, its parts, and views 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,31 +34,15 @@ class Window:
         return source.as_strided(self.size, self.stride, self.offset)
 
 
-@dataclass
-class Order:
-    """A stage's steps, with windows.
-
-    Attributes
-    ----------
-    steps : what is done first; ends with the last kernels.
-    windows : made then.
-    rest : what torch does after that, which may read them.
-    """
-
-    steps: list[Kernels | Torch]
-    windows: list[Window] = field(default_factory=list)
-    rest: list[Torch] = field(default_factory=list)
-
-
-def order(plan: Steps, results: Sequence[fx.Node]) -> Order:
-    """Which of the operations after the last kernels are windows.
+def with_windows(plan: Steps, results: Sequence[fx.Node]) -> list[Kernels | Torch | Window]:
+    """The steps of a plan, with windows in the place of what torch would do after the last kernels to make them.
 
     Parameters
     ----------
     results : nodes whose values the stage gives.
     """
     last = max((place for place, step in enumerate(plan.steps) if isinstance(step, Kernels)), default=-1) + 1
-    found = Order(list(plan.steps[:last]))
+    after = [step for step in plan.steps[last:] if isinstance(step, Torch)]
     with _disable_current_modes():
         empty = {
             node: torch.empty_strided(val(node).shape, plan.strides[node], dtype=val(node).dtype, device="meta")
@@ -67,19 +51,18 @@ def order(plan: Steps, results: Sequence[fx.Node]) -> Order:
         }
         owners = {_storage(value): node for node, value in empty.items()}
         known: dict[fx.Node, Any] = dict(empty)
-        for step in plan.steps[last:]:
-            assert isinstance(step, Torch)
-            if not _looks(step.node, known, empty, owners):
-                found.rest.append(step)
-    read = [*results, *(source for step in found.rest for source in step.node.all_input_nodes)]
-    made = [node for node in dict.fromkeys(read) if node in known and node not in empty]
-    if not all(isinstance(known[node], torch.Tensor) for node in made):
-        return Order(list(plan.steps))  # a list of parts is read as such
-    for node in made:
-        value = known[node]
-        found.windows.append(
-            Window(node, owners[_storage(value)], value.shape, value.stride(), int(value.storage_offset()))
-        )
+        looks = {step.node for step in after if _looks(step.node, known, empty, owners)}
+    read = {*results, *(source for step in after if step.node not in looks for source in step.node.all_input_nodes)}
+    if not all(isinstance(known[node], torch.Tensor) for node in looks & read):
+        return list(plan.steps)  # a list of parts is read as such
+    found: list[Kernels | Torch | Window] = list(plan.steps[:last])
+    for step in after:
+        if step.node not in looks:
+            found.append(step)
+        elif step.node in read:
+            value = known[step.node]
+            place = value.shape, value.stride(), int(value.storage_offset())
+            found.append(Window(step.node, owners[_storage(value)], *place))
     return found
 
 
