@@ -95,6 +95,17 @@ def test_memory_holds_all_points(isa: Isa) -> None:
     assert shape.floats == shape.blocks * 36 * 9 * shape.block
 
 
+@pytest.mark.parametrize("isa", [Isa("x86-64-v3", 8, 16), Isa("x86-64-v4", 16, 32)], ids=["v3", "v4"])
+@pytest.mark.parametrize("outputs", [1, 5, 64, 512])
+@pytest.mark.parametrize("size", [2, 8, 16, 64])
+def test_sums_of_few_tiles_are_of_more_channels(isa: Isa, outputs: int, size: int) -> None:
+    """All sums fit into registers, and a core is never without one that it can add to."""
+    shape = Shape(isa, 1, 8, (size, size), outputs, (1, 1), 4)
+    assert shape.height * shape.vectors + shape.vectors + 1 <= isa.registers
+    assert shape.height * shape.vectors >= 8 or shape.height == outputs
+    assert (shape.high - 1) * shape.height < outputs
+
+
 @pytest.mark.parametrize("cores", [1, 2, 64])
 @pytest.mark.parametrize("size", [4, 8, 64, 300])
 @pytest.mark.parametrize(("channels", "outputs"), [(3, 8), (64, 64), (512, 500), (1280, 640)])

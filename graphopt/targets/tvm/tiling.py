@@ -170,8 +170,11 @@ def cut(isa: Isa, product: Product, form: Tiles, work: int | None = None) -> Cut
 
     Parameters
     ----------
-    work : multiplications of a task, at most; of cuts that have more than half of them, if there is one.
+    work : multiplications of a task, at most; of cuts that have more than half of them, if there is one. Those of the
+        cut that is found without them give that cut.
     """
+    if work is not None and (usual := cut(isa, product, form)).work == work:
+        return usual
 
     def of(height: int, width: int) -> Cut:
         return Cut(isa, product, form, height, width)

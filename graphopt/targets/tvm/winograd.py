@@ -21,15 +21,15 @@ from ...ir.winograd import FILTER, Matrix, transforms
 from .emit import Buffer, Emitter, Expr, Kernel, at_most, kernel
 from .isa import Isa
 from .reading import Lanes, vector_of
-from .schedule import Schedule, Space, cycles, space
+from .schedule import SUMS, Schedule, Space, cycles, space
 from .tile import LINE, TERMS, elements_of, tile
 
 # Numbers of transformed weights and of sums that a task keeps, at most, in a second cache of 512 KiB.
 _WEIGHTS, _SUMS = 56 << 10, 128 << 10
 _LEAST = 128  # channels that are summed up in one go, where there are so many
-# Of a core: cycles for a vector of a transformed weight, for a sum that is added to, and of a task; bytes per cycle
-# from the last cache.
-_TURN, _ADD, _TASK, _READ = 3, 1.5, 4000, 8
+# Of a core: cycles for a vector of a transformed weight, for a sum that is added to, of a tile of sums, and of a task;
+# bytes per cycle from the last cache.
+_TURN, _ADD, _TILE, _TASK, _READ = 3, 1.5, 60, 4000, 8
 
 # Batch, channel, row, column, lanes → elements of the input.
 Read: TypeAlias = Callable[[Emitter, Sequence[Buffer], tuple[Expr, Expr, Expr, Expr], Lanes | None], Expr]
@@ -59,8 +59,17 @@ class Shape:
 
     @property
     def height(self) -> int:
-        """Output channels whose sums are in registers at the same time."""
-        return min(self.outputs, self.isa.tile[0]) if self.schedule is None else self.schedule.rows
+        """Output channels whose sums are in registers at the same time.
+
+        Beside fewer vectors than the CPU's tile has, there is room for more of them.
+        """
+        if self.schedule is not None:
+            return self.schedule.rows
+        if self.block == self.isa.tile[1]:
+            return min(self.outputs, self.isa.tile[0])
+        most = min(self.outputs, (self.isa.registers - self.vectors - 1) // self.vectors)
+        sums = self.vectors * (_LEAST / SUMS + _ADD)  # cycles of a row
+        return min(range(most, most // 2, -1), key=lambda height: ceil(self.outputs / height) * (height * sums + _TILE))
 
     @property
     def rows(self) -> int:
