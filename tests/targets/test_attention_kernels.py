@@ -193,6 +193,19 @@ def test_tasks_of_fewer_panels() -> None:
     close(run(*tensors, causal=True), *tensors, is_causal=True)
 
 
+@pytest.mark.parametrize("cpu", [NARROW, CPU, WIDE], ids=["4 lanes", "this one", "16 lanes"])
+@pytest.mark.parametrize("short", [0, 3])
+def test_a_last_panel_of_fewer_queries(cpu: Isa, short: int) -> None:
+    """It takes fewer vectors than the others, and is alone in the last task."""
+    shape = Shape(1, 6, 6, 6 * cpu.tile[1] + cpu.lanes - short, 130, 24, 8)
+    plan = attention._plan(cpu, shape)
+    assert plan.last < plan.vectors and plan.panels % plan.together
+    tensors, mask = qkv(shape), torch.randn(shape.queries, shape.keys)
+    close(run(*tensors, cpu=cpu), *tensors)
+    close(run(*tensors, cpu=cpu, causal=True), *tensors, is_causal=True)
+    close(run(*tensors, cpu=cpu, mask=mask), *tensors, attn_mask=mask)
+
+
 def sizes(most: int) -> st.SearchStrategy[int]:
     return st.integers(1, most)
 

@@ -68,7 +68,7 @@ class _Plan:
 
     Attributes
     ----------
-    vectors : of queries in a panel.
+    vectors : of queries in a panel; the last one may have fewer.
     panels : of queries in all.
     together : panels in one task.
     block : keys in one step.
@@ -85,6 +85,11 @@ class _Plan:
     def width(self) -> int:
         """Queries in a panel."""
         return self.vectors * self.isa.lanes
+
+    @property
+    def last(self) -> int:
+        """Vectors of the last panel."""
+        return ceil(self.shape.queries / self.isa.lanes) - (self.panels - 1) * self.vectors
 
     @property
     def rows(self) -> int:
@@ -209,6 +214,7 @@ class _Attention:
     ) -> None:
         self.emitter, self.plan, self.scale, self.causal, self.mask = emitter, plan, scale, causal, mask
         self.lanes, self.shape = plan.isa.lanes, plan.shape
+        self.vectors = plan.vectors  # of the panel that code is emitted for
         *self.arguments, self.workspace = buffers
         together, width, shape = plan.together, plan.width, plan.shape
         self.queries = emitter.scratch(together * shape.depth * width, name="queries")
@@ -233,16 +239,34 @@ class _Attention:
             panels = emitter.let(_least(plan.together, plan.panels - first), "panels")
 
         with emitter.loop(panels, "panel") as panel:
-            self._begin(panel, (first + panel) * plan.width, query)
+            for query_at in self._panel(first + panel):
+                self._begin(panel, query_at, query)
         blocks: Expr | int = plan.key_blocks
         if self.causal and plan.key_blocks > 1:
             seen = _least(shape.keys, (first + panels) * plan.width)
             blocks = emitter.let((seen + plan.block - 1) // plan.block, "blocks")
         with emitter.loop(blocks, "block") as block, emitter.loop(panels, "panel") as panel:
             start = emitter.let(block * plan.block, "start")
-            self._step(panel, emitter.let((first + panel) * plan.width, "query"), start)
+            for query_at in self._panel(first + panel):
+                self._step(panel, query_at, start)
         with emitter.loop(panels, "panel") as panel:
-            self._end(panel, (first + panel) * plan.width, store)
+            for query_at in self._panel(first + panel):
+                self._end(panel, query_at, store)
+
+    def _panel(self, number: Expr) -> Iterator[Expr]:
+        """The first query of a panel: once for all panels, or once for all but the last and once for that one."""
+        emitter, plan = self.emitter, self.plan
+        number = emitter.let(number, "number")
+        first = emitter.let(number * plan.width, "query")
+        if plan.last == plan.vectors:
+            yield first
+            return
+        with emitter.when(number < plan.panels - 1):
+            yield first
+        self.vectors = plan.last
+        with emitter.when(number == plan.panels - 1):
+            yield first
+        self.vectors = plan.vectors
 
     def _begin(self, panel: Expr, first: Expr, query: Load) -> None:
         """A panel's queries, transposed and scaled, and its sums before the first block.
@@ -252,7 +276,7 @@ class _Attention:
         emitter, plan, shape, lanes = self.emitter, self.plan, self.shape, self.lanes
         at = emitter.let(panel * shape.depth * plan.width, "at")
         scale = emitter.spread(self.scale if self.mask else self.scale * _PER_LN2, lanes)
-        for vector in range(plan.vectors):
+        for vector in range(self.vectors):
             rows = self._rows(first + vector * lanes)
             for channel, width in _channels(emitter, shape.depth, lanes):
                 loaded = [
@@ -285,7 +309,7 @@ class _Attention:
 
     def _block(self, panel: Expr, first: Expr, start: Expr, count: Expr) -> None:
         emitter, plan, lanes, width = self.emitter, self.plan, self.lanes, self.plan.width
-        before = [emitter.load(self.maxima, panel * width + i * lanes, lanes) for i in range(plan.vectors)]
+        before = [emitter.load(self.maxima, panel * width + i * lanes, lanes) for i in range(self.vectors)]
         latest = [emitter.register(maximum, "latest") for maximum in before]
         if self.mask and self.mask.per_query:
             self._masks(self.mask, first, start, count)
@@ -312,7 +336,7 @@ class _Attention:
             for column, values in enumerate(self._columns(loaded)):
                 emitter.store(self.scores, (offset + column) * plan.width + vector * lanes, values)
 
-        for vector in range(plan.vectors):
+        for vector in range(self.vectors):
             rows = self._rows(first + vector * lanes)
             with emitter.loop(count // lanes, "chunk") as chunk:
                 copy(rows, chunk * lanes, lanes, vector)
@@ -327,7 +351,7 @@ class _Attention:
         sums = tile(
             emitter,
             rows,
-            plan.vectors,
+            self.vectors,
             depth,
             lambda row, k: emitter.load(self.workspace, key_at + row * depth + k),
             lambda k, vector: emitter.load(self.queries, query_at + k * plan.width + vector * lanes, lanes),
@@ -339,7 +363,7 @@ class _Attention:
             if self.mask and not self.mask.per_query:
                 index = (self.batch, self.head, tirx.const(0, "int32"), key)
                 added = emitter.let(emitter.spread(self.mask.load(emitter, self.arguments, index, 1), lanes))
-            for vector in range(plan.vectors):
+            for vector in range(self.vectors):
                 score, place = sums[row][vector], (offset + row) * plan.width + vector * lanes
                 if self.mask and self.mask.per_query:
                     added = emitter.load(self.scores, place, lanes)
@@ -393,13 +417,13 @@ class _Attention:
         sums = tile(
             emitter,
             rows,
-            plan.vectors,
+            self.vectors,
             count,
             lambda row, k: emitter.load(self.workspace, value_at + k * _SLOT + row),
             lambda k, vector: emitter.load(self.scores, k * plan.width + vector * lanes, lanes),
         )
         for row in range(rows):
-            for vector in range(plan.vectors):
+            for vector in range(self.vectors):
                 place, total = at + row * plan.width + vector * lanes, sums[row][vector]
                 if factors:
                     total = emitter.load(self.outputs, place, lanes) * factors[vector] + total
@@ -410,7 +434,7 @@ class _Attention:
         emitter, plan, lanes, shape = self.emitter, self.plan, self.lanes, self.shape
         zero, one = emitter.spread(0.0, lanes), emitter.spread(1.0, lanes)
         at = emitter.let(panel * shape.values * plan.width, "at")
-        for vector in range(plan.vectors):
+        for vector in range(self.vectors):
             total = emitter.let(emitter.load(self.totals, panel * plan.width + vector * lanes, lanes), "total")
             factor = emitter.let(tirx.Select(total == zero, zero, one / total), "factor")
             for channel, width in _channels(emitter, shape.values, lanes):
