@@ -196,9 +196,9 @@ def test_what_is_read_backwards(size: int) -> None:
         repeated, turned, rows = x.repeat(1, 3).flip(1), x.t().reshape(-1).flip(0), x.repeat(3, 2).flip(0, 1)
         spread = x.repeat_interleave(2, 1).flip(1)
         return (
-            F.linear(repeated, w), repeated * 2, turned + 1, turned.view(3, -1).relu(), rows * rows.roll(1, 1), spread + 1,
+            F.linear(repeated, w), repeated * 2, turned + 1, turned.view(3, -1).relu(), rows * rows.roll(1, 1),
             F.pixel_shuffle(x.reshape(1, size, 3, 1).repeat(1, 4, 1, 1).flip(1, 2), 2) * 3, repeated.softmax(1),
-            F.layer_norm(turned, [3 * size]), rows.sum(0),
+            spread + 1, F.layer_norm(turned, [3 * size]), rows.sum(0),
         )  # fmt: skip
 
     verify(function, r(3, size), r(5, 3 * size))
