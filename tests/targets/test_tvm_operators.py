@@ -37,6 +37,16 @@ def test_constants_and_ranges() -> None:
     verify(function, r(5, 37), left=["zeros.default"])
 
 
+@pytest.mark.parametrize("size", [1, 3, 8, 20])
+def test_ranges_of_any_length(size: int) -> None:
+    def function(x: torch.Tensor) -> Any:
+        places = torch.arange(0, size, dtype=torch.float32)
+        return places * x, (places[:, None] * 0.5).expand(size, size) - x, torch.where(places > 1, x, places)
+
+    verify(function, r(size, size))
+    verify(lambda x: torch.arange(0, size, dtype=torch.float32) * x, r(size, size))
+
+
 def test_embeddings() -> None:
     def function(i: torch.Tensor, w: torch.Tensor, x: torch.Tensor) -> Any:
         rows = F.embedding(i, w) + x

@@ -140,6 +140,17 @@ def test_views_of_inputs_stay_views_of_inputs() -> None:
     check(made, function, r(8, 6).t(), r(12, 2, 8)[:, 0].repeat(2, 1))
 
 
+def test_windows_into_what_torch_reads_last() -> None:
+    def function(x: torch.Tensor, w: torch.Tensor) -> Any:
+        y = torch.cat([x.view(1, 4, 3, 4), w[:6].view(1, 4, 3, 4)])
+        rows, shuffled = y.flatten(2), torch.pixel_shuffle(y, 2)
+        return rows.expand(2, 2, 4, 12), shuffled
+
+    made = code(function, X, W)
+    assert windows(made)
+    check(made, function, X, W)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_in_any_mode(mode: Callable[[], Any]) -> None:
     with mode():

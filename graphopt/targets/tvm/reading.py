@@ -255,9 +255,13 @@ class Reader:
         return found
 
     def _position(self, place: Expr, lanes: Lanes | None) -> Expr:
-        """Through a register: TVM 0.27 fails to simplify comparisons of vectors of which it knows the outcome."""
+        """Through a register, of whose contents TVM's simplifications know nothing.
+
+        TVM 0.27 fails at comparisons of vectors whose outcome it knows, and at integers of known bounds that become
+        floating-point numbers.
+        """
         if lanes is None:
-            return tirx.convert(place)
+            return self.emitter.get(self.emitter.register(tirx.convert(place)))
         start, step = lanes_of(self.emitter.analyzer, place, lanes)
         if step is not None:
             first, each = tirx.convert(start), tirx.const(step, "int32")

@@ -55,15 +55,14 @@ def with_windows(plan: Steps, results: Sequence[fx.Node]) -> list[Kernels | Torc
     read = {*results, *(source for step in after if step.node not in looks for source in step.node.all_input_nodes)}
     if not all(isinstance(known[node], torch.Tensor) for node in looks & read):
         return list(plan.steps)  # a list of parts is read as such
-    found: list[Kernels | Torch | Window] = list(plan.steps[:last])
+    windows = list[Window]()
     for step in after:
-        if step.node not in looks:
-            found.append(step)
-        elif step.node in read:
+        if step.node in looks & read:
             value = known[step.node]
             place = value.shape, value.stride(), int(value.storage_offset())
-            found.append(Window(step.node, owners[_storage(value)], *place))
-    return found
+            windows.append(Window(step.node, owners[_storage(value)], *place))
+    # Windows come first: torch's operations let go of what they read.
+    return [*plan.steps[:last], *windows, *(step for step in after if step.node not in looks)]
 
 
 def _looks(
