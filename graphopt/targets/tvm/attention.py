@@ -239,19 +239,19 @@ class _Attention:
             panels = emitter.let(_least(plan.together, plan.panels - first), "panels")
 
         with emitter.loop(panels, "panel") as panel:
-            for query_at in self._panel(first + panel):
-                self._begin(panel, query_at, query)
+            for top in self._panel(first + panel):
+                self._begin(panel, top, query)
         blocks: Expr | int = plan.key_blocks
         if self.causal and plan.key_blocks > 1:
             seen = _least(shape.keys, (first + panels) * plan.width)
             blocks = emitter.let((seen + plan.block - 1) // plan.block, "blocks")
         with emitter.loop(blocks, "block") as block, emitter.loop(panels, "panel") as panel:
             start = emitter.let(block * plan.block, "start")
-            for query_at in self._panel(first + panel):
-                self._step(panel, query_at, start)
+            for top in self._panel(first + panel):
+                self._step(panel, top, start)
         with emitter.loop(panels, "panel") as panel:
-            for query_at in self._panel(first + panel):
-                self._end(panel, query_at, store)
+            for top in self._panel(first + panel):
+                self._end(panel, top, store)
 
     def _panel(self, number: Expr) -> Iterator[Expr]:
         """The first query of a panel: once for all panels, or once for all but the last and once for that one."""

@@ -59,6 +59,10 @@ class Isa:
         """
         return 6, (4 if self.registers >= 32 else 2) * self.lanes
 
+    def rows(self, vectors: int) -> int:
+        """Rows of sums, of so many vectors each, that the registers hold beside a row of vectors and a number."""
+        return (self.registers - vectors - 1) // vectors
+
     def target(self) -> Any:
         """TVM's description of the CPU."""
         return _target(self.cpu, self.disabled)

@@ -80,12 +80,7 @@ def space(
 ) -> Space:
     """Tiles of so many rows and vectors that fit into registers, by a cost; and tasks around the formula's size."""
     some = list(vectors)
-    forms = [
-        Schedule(row, vector, default.work)
-        for row in rows
-        for vector in some
-        if row * vector + vector + 1 <= isa.registers
-    ]
+    forms = [Schedule(row, vector, default.work) for row in rows for vector in some if row <= isa.rows(vector)]
     forms = sorted((form for form in forms if form != default), key=cost)[:_FORMS]
     works = (max(1, int(default.work * part)) for part in _PARTS)
     return Space(default, tuple(forms), tuple(work for work in works if work != default.work))

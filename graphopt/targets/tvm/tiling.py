@@ -170,8 +170,8 @@ def cut(isa: Isa, product: Product, form: Tiles, work: int | None = None) -> Cut
 
     Parameters
     ----------
-    work : multiplications of a task, at most; of cuts that have more than half of them, if there is one. Those of the
-        cut that is found without them give that cut.
+    work : multiplications of a task, at most; of cuts that have more than half of them, if there is one. That of the
+        cut that is found without it gives that cut.
     """
     if work is not None and (usual := cut(isa, product, form)).work == work:
         return usual
@@ -212,7 +212,7 @@ def formula(isa: Isa, product: Product) -> Schedule:
         vectors = min(most, needed)
     best, least = None, inf
     for number in range(vectors, isa.registers // 2):
-        rows = min(product.rows, (isa.registers - number - 1) // number)
+        rows = min(product.rows, isa.rows(number))
         if number > vectors and (rows * number < _BUSY * SUMS * product.dot.latency or number > needed):
             continue
         found = cut(isa, product, Tiles(rows, number, isa.lanes))

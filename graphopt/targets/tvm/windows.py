@@ -53,11 +53,12 @@ def with_windows(plan: Steps, results: Sequence[fx.Node]) -> list[Kernels | Torc
         known: dict[fx.Node, Any] = dict(empty)
         looks = {step.node for step in after if _looks(step.node, known, empty, owners)}
     read = {*results, *(source for step in after if step.node not in looks for source in step.node.all_input_nodes)}
-    if not all(isinstance(known[node], torch.Tensor) for node in looks & read):
+    shown = looks & read
+    if not all(isinstance(known[node], torch.Tensor) for node in shown):
         return list(plan.steps)  # a list of parts is read as such
     windows = list[Window]()
     for step in after:
-        if step.node in looks & read:
+        if step.node in shown:
             value = known[step.node]
             place = value.shape, value.stride(), int(value.storage_offset())
             windows.append(Window(step.node, owners[_storage(value)], *place))

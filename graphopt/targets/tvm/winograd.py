@@ -67,7 +67,7 @@ class Shape:
             return self.schedule.rows
         if self.block == self.isa.tile[1]:
             return min(self.outputs, self.isa.tile[0])
-        most = min(self.outputs, (self.isa.registers - self.vectors - 1) // self.vectors)
+        most = min(self.outputs, self.isa.rows(self.vectors))
         sums = self.vectors * (_LEAST / SUMS + _ADD)  # cycles of a row
         return min(range(most, most // 2, -1), key=lambda height: ceil(self.outputs / height) * (height * sums + _TILE))
 
